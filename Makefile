@@ -1,0 +1,71 @@
+# Everything this project runs. Virtual environments live in .venvs/, one for each Python.
+
+# CPython 3.10 or newer, oldest first. Looked for once, when first needed; or name them:
+#   make test PYTHONS="3.11 3.12"
+PYTHONS = $(eval PYTHONS := $$(shell scripts/pythons 2>/dev/null | cut -d' ' -f1))$(PYTHONS)
+OLDEST = $(firstword $(PYTHONS))
+NEWEST = $(lastword $(PYTHONS))
+TESTED = $(sort $(OLDEST) $(NEWEST))
+BIN = .venvs/$(NEWEST)/bin
+
+.PHONY: help test check lint types walls docs format demo bench venvs system clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+test: venvs  ## Run all tests, on the oldest and the newest Python here
+	rm -f .coverage
+	@for python in $(TESTED); do \
+		echo "== Python $$python"; \
+		.venvs/$$python/bin/python -m pytest --cov --cov-append || exit; \
+	done
+
+check: lint types walls docs  ## Run the linters, the type checker, the import walls, build the docs
+
+lint: venvs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venvs
+	$(BIN)/mypy
+
+walls: venvs
+	$(BIN)/lint-imports
+
+docs: venvs  ## Build the documentation into docs/_build
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+
+format: venvs  ## Format the code and fix what the linter can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: .venvs/demo/.ready  ## Run the example app through a database outage
+	.venvs/demo/bin/python -m example_app drill
+
+bench: venvs  ## Compare with the peers
+	$(BIN)/python -m benchmarks.overhead
+
+venvs: system  ## Create or update the virtual environments
+	@$(MAKE) --silent --jobs=2 $(TESTED:%=.venvs/%/.ready)
+
+system:
+	@scripts/system-packages
+
+clean:  ## Remove the virtual environments and everything else that was made
+	rm -rf .venvs .coverage .hypothesis .*_cache dist docs/_build
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# A virtual environment is ready when its stamp is newer than pyproject.toml.
+# $(call venv,the Python,the extra)
+define venv
+	@echo "Installing into $(@D)"
+	@python=$$(scripts/pythons $(1)) && "$$python" -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
+	@touch $@
+endef
+
+.venvs/demo/.ready: pyproject.toml
+	$(call venv,$(NEWEST),example)
+
+.venvs/%/.ready: pyproject.toml
+	$(call venv,$*,dev)
