@@ -1,0 +1,254 @@
+"""The current attempt, and context variables that a replay must not see."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import traceback
+import uuid
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, overload
+
+from retrymw._core.exchange import Exchange
+from retrymw._core.failure import Failure
+from retrymw._settings import Settings
+from retrymw.classify import classify
+from retrymw.marks import read_mark
+
+__all__ = ["Attempt", "Running", "adopt", "current_attempt", "forget_frames", "restore", "running"]
+
+D = TypeVar("D")
+Callback = Callable[[], object]
+
+running: Final[contextvars.ContextVar[Running | None]] = contextvars.ContextVar(
+    "retrymw_running", default=None
+)
+
+_making: Final = threading.Lock()
+
+
+class Running:
+    """A run of the app. Its attempt and exchange are made when somebody asks: few requests do."""
+
+    __slots__ = ("_attempt", "number", "over", "request", "settings", "started")
+
+    settings: Settings
+    request: Any  # the ASGI scope or the WSGI environ
+    started: float
+    number: int
+    over: bool
+    _attempt: Attempt | None
+
+    @property
+    def method(self) -> str:
+        """The request's method."""
+        raise NotImplementedError
+
+    @property
+    def attempt(self) -> Attempt:
+        """This run as the app and the adapters see it."""
+        with _making:
+            if self._attempt is None:
+                exchange = Exchange(self.settings.policy, self.method, self.started)
+                self._attempt = Attempt(exchange, self)
+            return self._attempt
+
+    @property
+    def exchange(self) -> Exchange:
+        """The exchange that this run is part of."""
+        return self.attempt._exchange
+
+
+class Attempt:
+    """One run of the app for one request. Get it from :func:`current_attempt`."""
+
+    __slots__ = (
+        "_exchange",
+        "_run",
+        "number",
+        "resources",
+        "rollback_callbacks",
+        "success_callbacks",
+    )
+
+    def __init__(self, exchange: Exchange, run: Running) -> None:
+        self._exchange = exchange
+        self._run = run
+        self.number: int = exchange.number
+        self.resources: dict[Any, Any] | None = None
+        self.rollback_callbacks: list[Callback] | None = None
+        self.success_callbacks: list[Callback] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self.number} of {self._exchange.method}{' (over)' if self.over else ''}>"
+
+    @property
+    def over(self) -> bool:
+        """Whether the app has returned, or the attempt has failed."""
+        return self._run.over
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether this is attempt 2 or later."""
+        return self.number > 1
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no replay follows this attempt, however it fails, as far as is known now."""
+        self.look_for_mark()
+        return not self._exchange.may_replay_again
+
+    @property
+    def key(self) -> str:
+        """A random key, the same in all attempts of the exchange: an idempotency key for others."""
+        exchange = self._exchange
+        if exchange.key is None:
+            exchange.key = uuid.uuid4().hex
+        return exchange.key
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Why the earlier attempts failed, oldest first."""
+        return self._exchange.failures[: self.number - 1]
+
+    def fence(self, reason: str) -> None:
+        """From here on this request must not run again, whatever happens (G3).
+
+        Args:
+            reason: for the log, such as ``"card charged"``.
+        """
+        if not isinstance(reason, str) or not reason:
+            raise TypeError(f"fence() was given {reason!r}; allowed: a reason, a non-empty string")
+        if not self.over:
+            self._exchange.fence(reason)
+
+    def doom(self, exc: BaseException) -> None:
+        """A database layer saw a failure: whatever the app makes of it, a 5xx means a replay.
+
+        Args:
+            exc: the exception. One that ``classify`` does not know counts as a disconnection whose
+                phase is unknown, since the caller knows better.
+        """
+        if not self.over:
+            failure = classify(exc) or Failure("disconnection", "unknown", exc)
+            self._exchange.doom(failure)
+
+    def on_rollback(self, callback: Callback) -> None:
+        """Call ``callback()`` when this attempt has been undone; an error in it is logged."""
+        if self.rollback_callbacks is None:
+            self.rollback_callbacks = []
+        self.rollback_callbacks.append(callback)
+
+    def on_success(self, callback: Callback) -> None:
+        """Call ``callback()`` once, after the response, if it is this attempt's that was sent.
+
+        Under ASGI a coroutine function is awaited and any other runs in a worker thread. An error
+        in it is logged: the client has its answer.
+        """
+        if self.success_callbacks is None:
+            self.success_callbacks = []
+        self.success_callbacks.append(callback)
+
+    def saw(self, exc: BaseException) -> None:
+        """For adapters and integrations: doom this attempt if ``exc`` is a failure of ours."""
+        failure = classify(exc)
+        if failure is not None and not self.over:
+            self._exchange.doom(failure)
+
+    def look_for_mark(self) -> None:
+        """For the shells: tell the exchange the mark of the endpoint that was routed to, if any."""
+        endpoint = self._run.settings.find_endpoint(self._run.request)
+        self._exchange.mark = read_mark(endpoint, self._exchange.method)
+
+    # For adapters.
+
+    def commit_sent(self) -> None:
+        """For adapters: a COMMIT is about to be sent (G4)."""
+        if not self.over:
+            self._exchange.commit_sent()
+
+    def commit_answered(self, *, committed: bool) -> None:
+        """For adapters: the server answered the COMMIT; without an answer don't call this (G4)."""
+        if not self.over:
+            self._exchange.commit_answered(committed=committed)
+
+    def resource(self, database: D) -> dict[D, Any]:
+        """For adapters: where to keep what was opened for this attempt, under ``database``.
+
+        Raises:
+            RuntimeError: the attempt is over, or the middleware does not know ``database``.
+        """
+        if self.over:
+            raise RuntimeError(
+                f"{self!r} is over: a thread or task that outlives its attempt can't use the "
+                "attempt's connection; open one of its own"
+            )
+        if not any(known is database for known in self._run.settings.databases):
+            raise RuntimeError(
+                f"the middleware of this request does not know {database!r}, so it could not give "
+                "its connection back: add it, as in RetryMiddleware(app, databases=[database])"
+            )
+        if self.resources is None:
+            self.resources = {}
+        return self.resources
+
+
+class _Missing:
+    pass
+
+
+_MISSING: Final = _Missing()
+
+
+@overload
+def current_attempt() -> Attempt: ...
+@overload
+def current_attempt(default: D) -> Attempt | D: ...
+def current_attempt(default: object = _MISSING) -> object:
+    """The attempt this code runs in, in the endpoint's task, its worker threads and its tasks.
+
+    Args:
+        default: what to return outside a request that the middleware handles.
+
+    Raises:
+        LookupError: outside such a request, without a default.
+    """
+    run = running.get()
+    if run is not None:
+        return run.attempt
+    if default is _MISSING:
+        raise LookupError(
+            "current_attempt() was called outside a request that retrymw handles; in code that "
+            "also runs elsewhere use current_attempt(None)"
+        )
+    return default
+
+
+def forget_frames(exc: BaseException) -> None:
+    """Drop the local variables that a failed attempt's traceback keeps alive.
+
+    A connection that the app left to be given back when its last reference goes would otherwise be
+    held for the whole wait (G8). Line numbers stay.
+    """
+    pending, seen = [exc], set()
+    while pending:
+        link = pending.pop()
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        traceback.clear_frames(link.__traceback__)
+        pending += [inner for inner in (link.__cause__, link.__context__) if inner is not None]
+
+
+def restore(snapshot: contextvars.Context) -> None:
+    """Set context variables back to what they were. One that had no value can't be unset."""
+    for variable, value in snapshot.items():
+        if variable.get(_MISSING) is not value:
+            variable.set(value)
+
+
+def adopt(context: contextvars.Context) -> None:
+    """Make the variables set in ``context`` visible here, as if the code had run here."""
+    for variable, value in context.items():
+        if variable is not running and variable.get(_MISSING) is not value:
+            variable.set(value)

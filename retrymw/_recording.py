@@ -1,0 +1,85 @@
+"""The recording of a request body: what the app has consumed, so that a replay can rewind.
+
+Nothing is read ahead: the shells add what they hand to the app, as they hand it over.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import IO
+
+__all__ = ["Recording"]
+
+
+class Recording:
+    """Body bytes in memory, on disk past ``memory`` bytes, nowhere past ``limit`` bytes.
+
+    ``add`` never touches the disk; when ``full`` is true afterwards, call ``spill``, which does, in
+    a worker thread where blocking matters.
+    """
+
+    __slots__ = ("_buffer", "_file", "_limit", "_memory", "_spilled", "dropped", "ended", "size")
+
+    def __init__(self, memory: int, limit: int) -> None:
+        self._memory = memory
+        self._limit = limit
+        self._buffer = bytearray()
+        self._file: IO[bytes] | None = None
+        self._spilled = 0
+        self.size = 0
+        self.dropped = False
+        self.ended = False  # the body is over: there is nothing live to read after this
+
+    def add(self, chunk: bytes) -> None:
+        """Record what was handed to the app; past the limit, drop the whole recording."""
+        if self.dropped:
+            return
+        self.size += len(chunk)
+        if self.size > self._limit:
+            self.close()
+            self.dropped = True
+        else:
+            self._buffer += chunk
+
+    @property
+    def full(self) -> bool:
+        """Whether ``spill`` has work to do."""
+        return len(self._buffer) > self._memory
+
+    def spill(self) -> None:
+        """Move what is in memory to disk."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="retrymw-")  # noqa: SIM115  # closed by close()
+        self._file.seek(self._spilled)
+        self._file.write(self._buffer)
+        self._spilled += len(self._buffer)
+        self._buffer = bytearray()
+
+    def on_disk(self, position: int) -> bool:
+        """Whether reading at ``position`` touches the disk."""
+        return position < self._spilled
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to ``size`` recorded bytes from ``position``; empty at the end of the recording."""
+        if self._file is not None and position < self._spilled:
+            self._file.seek(position)
+            return self._file.read(min(size, self._spilled - position))
+        start = position - self._spilled
+        return bytes(self._buffer[start : start + size])
+
+    def readline(self, position: int, size: int) -> bytes:
+        """As ``read``, but not past the first line end."""
+        if self._file is not None and position < self._spilled:
+            self._file.seek(position)
+            return self._file.readline(min(size, self._spilled - position))
+        start = position - self._spilled
+        end = self._buffer.find(b"\n", start, start + size)
+        return bytes(self._buffer[start : start + size if end < 0 else end + 1])
+
+    def close(self) -> None:
+        """Forget everything and remove the file."""
+        self._buffer = bytearray()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._spilled = 0

@@ -1,0 +1,94 @@
+"""What both shells are given, checked at start-up."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from retrymw._core.policy import RetryPolicy
+from retrymw.typing import Hook
+
+__all__ = ["Settings", "is_async"]
+
+_DATABASE_METHODS = ("rollback", "release", "ping")
+
+
+class Settings:
+    """The policy, databases and hooks of one middleware, and how many of its requests wait.
+
+    Args:
+        policy: None for the default one.
+        databases: what the shell rolls back, releases and pings.
+        hooks: what the shell reports to.
+        find_endpoint: finds the endpoint of a routed scope or environ.
+        max_waiting: the shell's default, used where the policy says None.
+
+    Raises:
+        TypeError: naming the argument, its value and what is allowed.
+    """
+
+    __slots__ = (
+        "_max_waiting",
+        "always_told",
+        "databases",
+        "find_endpoint",
+        "holds_all",
+        "hooks",
+        "policy",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        policy: RetryPolicy | None,
+        databases: Iterable[Any],
+        hooks: Iterable[Hook],
+        *,
+        find_endpoint: Callable[[Any], object],
+        max_waiting: Callable[[], int],
+    ) -> None:
+        if policy is not None and not isinstance(policy, RetryPolicy):
+            raise TypeError(
+                f"policy is {policy!r}; allowed: a RetryPolicy, or None for the default"
+            )
+        self.policy = policy = RetryPolicy() if policy is None else policy
+        self.holds_all = policy.hold == "until-return"
+        self.always_told = policy.expose == "always"
+        self.databases = _items("databases", databases)
+        for database in self.databases:
+            if not all(callable(getattr(database, name, None)) for name in _DATABASE_METHODS):
+                raise TypeError(
+                    f"databases has {database!r}; allowed: adapters, such as "
+                    "retrymw.adapters.pymysql.Database, with rollback, release and ping"
+                )
+        self.hooks = _items("hooks", hooks)
+        for hook in self.hooks:
+            if not callable(hook) or inspect.iscoroutinefunction(hook):
+                raise TypeError(
+                    f"hooks has {hook!r}; allowed: functions of a report (no coroutine functions)"
+                )
+        self.find_endpoint = find_endpoint
+        self._max_waiting = max_waiting
+        # A set, since adding and discarding are atomic under threads and counting is not.
+        self.waiting: set[object] = set()
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether as many requests wait as may."""
+        most = self.policy.max_waiting
+        return len(self.waiting) >= (self._max_waiting() if most is None else most)
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Whether calling it gives something to await; also for callable objects."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  # the method itself is looked at
+    )
+
+
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; allowed: a list, such as [{value!r}]") from None
