@@ -1,0 +1,242 @@
+"""The ASGI shell: runs the app and obeys the exchange. asyncio and trio; decides nothing itself."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from time import monotonic
+from typing import Any, Final
+
+import anyio
+
+from retrymw._asgi_run import Run
+from retrymw._context import Attempt, adopt, forget_frames, running
+from retrymw._core.exchange import Raise, Refuse, Replay
+from retrymw._core.exchange import Send as SendHeld
+from retrymw._core.policy import RetryPolicy
+from retrymw._settings import Settings, is_async
+from retrymw._threads import in_thread
+from retrymw.classify import classify
+from retrymw.instrumentation import log_trouble, tell
+from retrymw.typing import ASGIApp, Hook, Receive, Scope, Send
+
+__all__ = ["RetryMiddleware"]
+
+_MAX_WAITING: Final = 1000
+_UNDO_SECONDS: Final = 5.0
+
+
+class RetryMiddleware:
+    """Replays requests that the database failed. Add it outermost: it wraps any ASGI 3 app.
+
+    ``app.add_middleware(RetryMiddleware, policy=…, databases=[…], hooks=[…])``, or
+    ``RetryMiddleware(app, …)``. Lifespan and websocket pass through untouched, and so does a
+    request made inside another one's attempt: nested replays would multiply (G2).
+
+    Args:
+        app: an ASGI 3 app.
+        policy: the rules; None for ``RetryPolicy()``.
+        databases: adapters whose request-scoped state is undone between attempts.
+        hooks: observers, called with a :class:`retrymw.typing.Report`; they must not block.
+        find_endpoint: for integrations: the endpoint of a routed scope. The default knows
+            ``scope["endpoint"]`` and ``scope["route"]``.
+
+    Raises:
+        TypeError: naming the argument, its value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        policy: RetryPolicy | None = None,
+        databases: Iterable[Any] = (),
+        hooks: Iterable[Hook] = (),
+        find_endpoint: Callable[[Scope], object] | None = None,
+    ) -> None:
+        if not callable(app):
+            raise TypeError(f"app is {app!r}; allowed: an ASGI 3 app")
+        self.app = app
+        self._settings = Settings(
+            policy,
+            databases,
+            hooks,
+            find_endpoint=find_endpoint or _find_endpoint,
+            max_waiting=lambda: _MAX_WAITING,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        if scope["type"] != "http" or running.get() is not None:
+            return await self.app(scope, receive, send)
+        run = Run(self._settings, scope, receive, send)
+        error: Exception | None = None
+        result = None
+        token = running.set(run)
+        try:
+            result = await self.app(scope, run.receive, run.send)
+        except Exception as exc:
+            error = exc
+        except BaseException:
+            await _undo(run)
+            raise
+        finally:
+            run.over = True
+            running.reset(token)
+        if run.released and error is None and run._attempt is None:
+            if run.recording is not None:
+                run.recording.close()
+            return result
+        try:
+            return await self._conclude(run, error, result, receive, send)
+        finally:
+            run.forget_body()
+            error = None  # or the traceback, which holds this frame, would be a reference cycle
+
+    async def _conclude(
+        self, run: Run, error: Exception | None, result: Any, receive: Receive, send: Send
+    ) -> Any:
+        """Do what the exchange says until it is over."""
+        exchange = run.exchange
+        context: contextvars.Context | None = None
+        while True:
+            if run.released:
+                exchange.seal("response")
+            elif run.recording is not None and run.recording.dropped:
+                exchange.seal("recording")
+            run.attempt.look_for_mark()
+            command = exchange.ended(
+                monotonic(),
+                failure=None if error is None else classify(error),
+                raised=error is not None,
+                status=run.status,
+                overloaded=self._settings.overloaded,
+            )
+            if isinstance(command, (SendHeld, Raise)):
+                if context is not None:
+                    adopt(context)
+                try:
+                    await run.release()
+                finally:
+                    await (_undo if error is not None else _release)(run)
+                    self._tell(run)
+                if error is not None:
+                    raise error
+                await _call_each(run.attempt.success_callbacks)
+                return result
+            run.close()
+            await _undo(run)
+            if isinstance(command, Replay) and not run.gone:
+                self._tell(run, next_in=command.after)
+                forget_frames(exchange.failures[-1].exception)
+                error = None
+                await self._wait(run, command.after, receive)
+                if not run.gone:
+                    command = exchange.begin(monotonic()) or command
+            if run.gone:
+                exchange.abandon()
+                return self._tell(run)
+            if isinstance(command, Refuse):
+                await run.refuse(command, send)
+                return self._tell(run)
+            run = run.again(receive, send)
+            context = run.context.copy()
+            context.run(running.set, run)
+            try:
+                result = await _Within(context, self._run_app(run))
+            except Exception as exc:
+                error = exc
+            except BaseException:
+                await _undo(run)
+                raise
+            finally:
+                run.over = True
+
+    async def _run_app(self, run: Run) -> Any:
+        return await self.app(run.request, run.receive, run.send)
+
+    async def _wait(self, run: Run, seconds: float, receive: Receive) -> None:
+        self._settings.waiting.add(run)
+        try:
+            with anyio.move_on_after(seconds):
+                await run.listen(receive)
+        finally:
+            self._settings.waiting.discard(run)
+
+    def _tell(self, run: Run, next_in: float | None = None) -> None:
+        if run.exchange.failures:
+            report = run.exchange.report(monotonic(), run.request["path"], next_in)
+            tell(self._settings.hooks, report)
+
+
+class _Within:
+    """Awaits a coroutine with every step of it inside a context.
+
+    A new task would do that as well, but cancel scopes belong to the task that entered them.
+    """
+
+    def __init__(self, context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._context = context
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step: Callable[[Any], Any] = self._coroutine.send
+        value: Any = None
+        while True:
+            try:
+                awaited = self._context.run(step, value)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                value = yield awaited
+                step = self._coroutine.send
+            except BaseException as exc:  # handed on, not handled
+                value, step = exc, self._coroutine.throw
+
+
+async def _release(run: Run) -> None:
+    run.over = True
+    if run.attempt.resources:
+        await _each(run.attempt, "release")
+
+
+async def _undo(run: Run) -> None:
+    run.over = True
+    attempt = run.attempt
+    if attempt.resources:
+        await _each(attempt, "rollback")
+        await _each(attempt, "release")
+    if attempt.rollback_callbacks:
+        with anyio.CancelScope(shield=True):
+            await _call_each(attempt.rollback_callbacks)
+
+
+async def _each(attempt: Attempt, what: str) -> None:
+    """``database.what(attempt)`` for each database that was used; bounded, and never masks."""
+    for database in list(attempt.resources or ()):
+        method = getattr(database, what)
+        try:
+            with anyio.move_on_after(_UNDO_SECONDS, shield=True) as bound:
+                if is_async(method):
+                    await method(attempt)
+                else:
+                    await in_thread(method, attempt, abandon=True)
+            if bound.cancelled_caught:
+                raise TimeoutError(f"{what} took more than {_UNDO_SECONDS} s")
+        except Exception:
+            log_trouble("%s of %r failed", what, database)
+
+
+async def _call_each(callbacks: Iterable[Callable[[], Any]] | None) -> None:
+    for callback in callbacks or ():
+        try:
+            if is_async(callback):
+                await callback()
+            else:
+                await in_thread(callback)
+        except Exception:
+            log_trouble("callback %r raised", callback)
+
+
+def _find_endpoint(scope: Scope) -> object:
+    endpoint = scope.get("endpoint")
+    return endpoint if endpoint is not None else getattr(scope.get("route"), "endpoint", None)
