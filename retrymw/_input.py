@@ -1,0 +1,92 @@
+"""``wsgi.input`` with a recording: bytes are recorded as the app reads them, and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from retrymw._recording import Recording
+
+__all__ = ["RecordedInput"]
+
+
+class RecordedInput:
+    """A file-like object over the server's input, at byte 0 whatever earlier attempts have read.
+
+    A live read is as long, or as short, as the server's. Where the recording ends within a read,
+    the rest comes from the server.
+    """
+
+    def __init__(self, live: Any, recording: Recording) -> None:
+        self._live = live
+        self._recording = recording
+        self._position = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` bytes; all that is left if negative or None."""
+        wanted = -1 if size is None or size < 0 else size
+        parts = []
+        while self._behind and wanted != 0:
+            missing = self._recording.size if wanted < 0 else wanted
+            part = self._recording.read(self._position, missing)
+            parts.append(part)
+            self._position += len(part)
+            wanted = wanted if wanted < 0 else wanted - len(part)
+        if wanted != 0 and not self._recording.ended:
+            parts.append(self._record(self._live.read(wanted), ended=wanted < 0))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Up to the next line end, and up to ``size`` bytes if that is not negative."""
+        wanted = -1 if size is None or size < 0 else size
+        line = b""
+        while self._behind and wanted != 0 and not line.endswith(b"\n"):
+            missing = self._recording.size if wanted < 0 else wanted
+            part = self._recording.readline(self._position, missing)
+            line += part
+            self._position += len(part)
+            wanted = wanted if wanted < 0 else wanted - len(part)
+        if wanted != 0 and not line.endswith(b"\n") and not self._recording.ended:
+            # Not every server's readline() takes a size: give it one only if asked.
+            part = self._live.readline() if wanted < 0 else self._live.readline(wanted)
+            line += self._record(part)
+        return line
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """The lines that are left, up to about ``hint`` bytes if that is positive."""
+        lines, total = [], 0
+        for line in self:
+            lines.append(line)
+            total += len(line)
+            if hint is not None and 0 < hint <= total:
+                break
+        return lines
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill ``buffer`` as far as a read goes; how many bytes that were."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    @property
+    def _behind(self) -> bool:
+        return self._position < self._recording.size and not self._recording.dropped
+
+    def _record(self, chunk: bytes, *, ended: bool = False) -> bytes:
+        recording = self._recording
+        recording.ended = ended or not chunk
+        if chunk:
+            recording.add(chunk)
+            self._position += len(chunk)
+            if recording.full:
+                recording.spill()
+        return chunk

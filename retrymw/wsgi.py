@@ -1,0 +1,261 @@
+"""The WSGI shell: runs the app and obeys the exchange. Threads and gevent; decides nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any
+
+from retrymw._context import Attempt, adopt, forget_frames, running
+from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
+from retrymw._core.policy import RetryPolicy
+from retrymw._settings import Settings, is_async
+from retrymw._wsgi_body import Body
+from retrymw._wsgi_run import Run
+from retrymw.classify import classify
+from retrymw.instrumentation import log_trouble, tell
+from retrymw.typing import Environ, Hook, StartResponse, WSGIApp
+
+__all__ = ["RetryMiddleware"]
+
+
+class RetryMiddleware:
+    """Replays requests that the database failed: ``RetryMiddleware(wsgi_app, policy=…)``.
+
+    A request made inside another one's attempt passes through: nested replays would multiply (G2).
+    For Flask use :class:`retrymw.integrations.flask.Retry`, which sees what Flask squashes.
+
+    Args:
+        app: a WSGI app (PEP 3333).
+        policy: the rules; None for ``RetryPolicy()``.
+        databases: adapters whose request-scoped state is undone between attempts.
+        hooks: observers, called with a :class:`retrymw.typing.Report`.
+        find_endpoint: for integrations: the endpoint of a routed environ.
+
+    Raises:
+        TypeError: naming the argument, its value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApp,
+        *,
+        policy: RetryPolicy | None = None,
+        databases: Iterable[Any] = (),
+        hooks: Iterable[Hook] = (),
+        find_endpoint: Callable[[Environ], object] | None = None,
+    ) -> None:
+        if not callable(app):
+            raise TypeError(f"app is {app!r}; allowed: a WSGI app")
+        self.app = app
+        self._settings = Settings(
+            policy,
+            databases,
+            hooks,
+            find_endpoint=find_endpoint or _find_endpoint,
+            max_waiting=_max_waiting,
+        )
+        for database in self._settings.databases:
+            if is_async(database.rollback):
+                raise TypeError(
+                    f"databases has {database!r}; allowed under WSGI: adapters that are not async"
+                )
+        self._may_be_flask = find_endpoint is None
+        self._warn_of_flask(getattr(app, "__self__", app))
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if running.get() is not None:
+            return self.app(environ, start_response)
+        run = Run(self._settings, environ, start_response)
+        error: Exception | None = None
+        token = running.set(run)
+        try:
+            result = self.app(environ, run.start_response)
+            if type(result) is list and run._attempt is None and run.plain:
+                run.over = True
+                if run.recording is not None:
+                    run.recording.close()
+                start_response(run.status_line or "", run.headers)
+                return result
+            run.take(result)
+        except Exception as exc:
+            error = exc
+        except BaseException:
+            self._undo(run)
+            raise
+        finally:
+            running.reset(token)
+        try:
+            return self._conclude(run, error, start_response)
+        finally:
+            error = None  # or the traceback, which holds this frame, would be a reference cycle
+
+    def _conclude(
+        self, run: Run, error: Exception | None, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Do what the exchange says until it is over."""
+        exchange = run.exchange
+        while True:
+            if run.status is not None and run.status >= 500:
+                self._warn_of_flask(run.request.get("werkzeug.request"))
+            command = self._ended(run, error)
+            if run.own_context is not None and isinstance(command, (Send, Raise)):
+                adopt(run.own_context)
+            if isinstance(command, Send):
+                return self._sent(run)
+            if isinstance(command, Raise):
+                try:
+                    if run.held:
+                        run.release()
+                finally:
+                    self._fail(run)
+                if error is not None:
+                    raise error
+            self._undo(run)
+            if isinstance(command, Replay):
+                self._tell(run, next_in=command.after)
+                forget_frames(exchange.failures[-1].exception)
+                error = None
+                self._wait(run, command.after)
+                command = exchange.begin(monotonic()) or command
+            if isinstance(command, Refuse):
+                self._tell(run)
+                run.forget_body()
+                return run.refuse(command, start_response)
+            run = run.again(start_response)
+            try:
+                run.call(self._run_app, run)
+            except Exception as exc:
+                error = exc
+            except BaseException:
+                self._undo(run)
+                raise
+
+    def _run_app(self, run: Run) -> None:
+        running.set(run)
+        run.take(self.app(run.request, run.start_response))
+
+    def _ended(self, run: Run, error: BaseException | None) -> Command:
+        if run.released or (error is None and (run.rest or run.passed) is not None):
+            run.exchange.seal("response")
+        elif run.recording is not None and run.recording.dropped:
+            run.exchange.seal("recording")
+        run.attempt.look_for_mark()
+        return run.exchange.ended(
+            monotonic(),
+            failure=None if error is None else classify(error),
+            raised=error is not None,
+            status=run.status,
+            overloaded=self._settings.overloaded,
+        )
+
+    def _sent(self, run: Run) -> Iterable[bytes]:
+        """What to return to the server: the very object that the app returned where possible."""
+        callbacks = run.attempt.success_callbacks
+        passed = run.passed
+        if passed is not None:
+            if callbacks is None:
+                run.release()
+                self._succeed(run)
+                return passed
+            run.rest = iter(passed)
+        if not run.released:
+            run.start()
+        if run.rest is None:
+            _release(run)  # before the client gets its bytes: it may be slow
+            if callbacks is None:
+                self._succeed(run)
+                return run.held
+        return Body(run, succeed=self._succeed, fail=self._broke)
+
+    def _broke(self, run: Run, error: BaseException) -> None:
+        """A response that the client has a part of broke off: there is nothing left to decide."""
+        self._ended(run, error)
+        self._fail(run)
+
+    def _succeed(self, run: Run) -> None:
+        _release(run)
+        self._tell(run)
+        run.forget_body()
+        for callback in run.attempt.success_callbacks or ():
+            _call_back(callback)
+
+    def _fail(self, run: Run) -> None:
+        self._undo(run)
+        self._tell(run)
+        run.forget_body()
+
+    def _undo(self, run: Run) -> None:
+        run.discard()
+        attempt = run.attempt
+        for database in list(attempt.resources or ()):
+            _guarded("rollback", database, attempt)
+        _release(run)
+        for callback in attempt.rollback_callbacks or ():
+            _call_back(callback)
+
+    def _wait(self, run: Run, seconds: float) -> None:
+        self._settings.waiting.add(run)
+        try:
+            time.sleep(seconds)  # looked up at each call: gevent replaces it
+        finally:
+            self._settings.waiting.discard(run)
+
+    def _tell(self, run: Run, next_in: float | None = None) -> None:
+        if run.exchange.failures:
+            report = run.exchange.report(monotonic(), run.request.get("PATH_INFO", ""), next_in)
+            tell(self._settings.hooks, report)
+
+    def _warn_of_flask(self, suspect: object) -> None:
+        """Flask renders an unhandled exception as a 500, so a pure middleware never sees it."""
+        if not self._may_be_flask:
+            return
+        for base in type(suspect).__mro__:
+            if base.__module__.partition(".")[0] == "flask":
+                self._may_be_flask = False
+                warnings.warn(
+                    "retrymw.wsgi.RetryMiddleware around a Flask app can't see the exceptions that "
+                    "Flask turns into error pages, so it won't replay them; use "
+                    "retrymw.integrations.flask.Retry(app) instead",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                return
+
+
+def _release(run: Run) -> None:
+    run.over = True
+    attempt = run.attempt
+    for database in list(attempt.resources or ()):
+        _guarded("release", database, attempt)
+    attempt.resources = None
+
+
+def _guarded(what: str, database: Any, attempt: Attempt) -> None:
+    try:
+        getattr(database, what)(attempt)
+    except Exception:
+        log_trouble("%s of %r failed", what, database)
+
+
+def _call_back(callback: Callable[[], object]) -> None:
+    try:
+        if is_async(callback):
+            raise TypeError("a coroutine function can't be called back under WSGI")
+        callback()
+    except Exception:
+        log_trouble("callback %r raised", callback)
+
+
+def _max_waiting() -> int:
+    """A waiting thread is one of few; a waiting greenlet is one of many."""
+    monkey = sys.modules.get("gevent.monkey")
+    return 1000 if monkey is not None and monkey.is_module_patched("time") else 4
+
+
+def _find_endpoint(environ: Environ) -> object:
+    """WSGI has no convention for it; integrations know their framework's."""
+    return None
