@@ -1,0 +1,1 @@
+"""Integrations: one module per framework, for what a pure outer middleware cannot see."""

@@ -1,0 +1,84 @@
+"""Flask: sees the exceptions that Flask turns into responses, and the marks of its views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from flask import Flask
+from flask.signals import got_request_exception
+
+from retrymw._context import current_attempt
+from retrymw._core.policy import RetryPolicy
+from retrymw.typing import Environ, Hook
+from retrymw.wsgi import RetryMiddleware
+
+__all__ = ["Retry"]
+
+
+class Retry:
+    """Wraps a Flask app: ``Retry(app, policy=…, databases=[…], hooks=[…])``, or ``init_app`` later.
+
+    Outside debug and testing Flask renders an unhandled exception as a 500, and an error handler
+    renders what it is registered for in any mode. Both are seen here: the attempt is doomed, and if
+    its response is a 5xx the request is replayed; a response below 500 is the app's own answer and
+    is sent.
+
+    Args:
+        app: the Flask app; None to call :meth:`init_app` later.
+        policy, databases, hooks: as for :class:`retrymw.wsgi.RetryMiddleware`.
+
+    Raises:
+        TypeError: naming the argument, its value and what is allowed.
+        RuntimeError: the app is wrapped already.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        policy: RetryPolicy | None = None,
+        databases: Iterable[Any] = (),
+        hooks: Iterable[Hook] = (),
+    ) -> None:
+        self._policy = policy
+        self._databases = tuple(databases)
+        self._hooks = tuple(hooks)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Wrap ``app.wsgi_app``. Do this last, so that other middleware is inside."""
+        if not isinstance(app, Flask):
+            raise TypeError(f"app is {app!r}; allowed: a flask.Flask")
+        if "retrymw" in app.extensions:
+            raise RuntimeError(f"{app!r} is wrapped already; call Retry.init_app() once for an app")
+
+        def find_endpoint(environ: Environ) -> object:
+            rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+            return app.view_functions.get(rule.endpoint) if rule is not None else None
+
+        middleware = RetryMiddleware(
+            app.wsgi_app,
+            policy=self._policy,
+            databases=self._databases,
+            hooks=self._hooks,
+            find_endpoint=find_endpoint,
+        )
+        handle_user_exception = app.handle_user_exception
+
+        def see_and_handle(e: Exception) -> Any:
+            _saw(app, exception=e)
+            return handle_user_exception(e)
+
+        # The signal is not sent for what an error handler takes, so the method is wrapped as well.
+        app.handle_user_exception = see_and_handle  # type: ignore[method-assign]
+        got_request_exception.connect(_saw, app)
+        app.wsgi_app = middleware  # type: ignore[assignment,method-assign]  # as Flask documents
+        app.extensions["retrymw"] = self
+
+
+def _saw(sender: Flask, *, exception: BaseException, **_: Any) -> None:
+    attempt = current_attempt(None)
+    if attempt is not None:
+        attempt.saw(exception)
