@@ -207,20 +207,24 @@ class Run(Running):
         else:
             ready = kind in _WHOLE_BODIES
         if ready:
-            await self.release()
+            for taken in self._take():
+                await self._send(taken)
         return None
 
     async def release(self) -> None:
         """Send what is held, in its order; from here on the response passes through."""
+        for taken in self._take():
+            await self._send(taken)
+
+    def _take(self) -> list[Message]:
         held, self._held = self._held, None
         if held is None:
-            return
+            return []
         self.released = True
         if self.number > 1 or self.settings.always_told:
             self.exchange.seal("response")
-            held = [self._exposed(message) for message in held]
-        for message in held:
-            await self._send(message)
+            return [self._exposed(message) for message in held]
+        return held
 
     def _exposed(self, message: Message) -> Message:
         if message["type"] != "http.response.start":

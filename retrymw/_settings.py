@@ -35,6 +35,7 @@ class Settings:
         "find_endpoint",
         "holds_all",
         "hooks",
+        "plain",
         "policy",
         "waiting",
     )
@@ -55,6 +56,7 @@ class Settings:
         self.policy = policy = RetryPolicy() if policy is None else policy
         self.holds_all = policy.hold == "until-return"
         self.always_told = policy.expose == "always"
+        self.plain = not self.holds_all and not self.always_told
         self.databases = _items("databases", databases)
         for database in self.databases:
             if not all(callable(getattr(database, name, None)) for name in _DATABASE_METHODS):

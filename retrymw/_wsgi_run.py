@@ -19,6 +19,7 @@ from retrymw.typing import Environ, ExcInfo, StartResponse, Write
 __all__ = ["Run"]
 
 
+_NO_HEADERS: Final[list[tuple[str, str]]] = []
 _NO_LENGTH: Final = frozenset({None, "", "0"})  # what CONTENT_LENGTH says else is not judged
 
 
@@ -75,7 +76,7 @@ class Run(Running):
     def _begin(self, start_response: StartResponse) -> None:
         self._start_response = start_response
         self.status_line: str | None = None
-        self.headers: list[tuple[str, str]] = []
+        self.headers: list[tuple[str, str]] = _NO_HEADERS
         self._exc_info: ExcInfo | None = None
         self._write: Write | None = None
         self._close: Callable[[], object] | None = None
@@ -141,13 +142,7 @@ class Run(Running):
         if exc_info is not None:
             self.attempt.saw(exc_info[1])
         self.status_line, self.headers, self._exc_info = status, headers, exc_info
-        settings = self.settings
-        self.plain = (
-            status < "5"
-            and exc_info is None
-            and not settings.holds_all
-            and not settings.always_told
-        )
+        self.plain = self.settings.plain and status < "5" and exc_info is None
         return self.write
 
     def write(self, data: bytes) -> None:
