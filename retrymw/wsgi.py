@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from retrymw._context import Attempt, adopt, forget_frames, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
@@ -20,6 +20,8 @@ from retrymw.instrumentation import log_trouble, tell
 from retrymw.typing import Environ, Hook, StartResponse, WSGIApp
 
 __all__ = ["RetryMiddleware"]
+
+_MOST_WRAPPERS: Final = 16
 
 
 class RetryMiddleware:
@@ -63,8 +65,8 @@ class RetryMiddleware:
                 raise TypeError(
                     f"databases has {database!r}; allowed under WSGI: adapters that are not async"
                 )
-        self._may_be_flask = find_endpoint is None
-        self._warn_of_flask(getattr(app, "__self__", app))
+        if find_endpoint is None:
+            _warn_of_flask(app)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if running.get() is not None:
@@ -99,8 +101,6 @@ class RetryMiddleware:
         """Do what the exchange says until it is over."""
         exchange = run.exchange
         while True:
-            if run.status is not None and run.status >= 500:
-                self._warn_of_flask(run.request.get("werkzeug.request"))
             command = self._ended(run, error)
             if run.own_context is not None and isinstance(command, (Send, Raise)):
                 adopt(run.own_context)
@@ -209,21 +209,21 @@ class RetryMiddleware:
             report = run.exchange.report(monotonic(), run.request.get("PATH_INFO", ""), next_in)
             tell(self._settings.hooks, report)
 
-    def _warn_of_flask(self, suspect: object) -> None:
-        """Flask renders an unhandled exception as a 500, so a pure middleware never sees it."""
-        if not self._may_be_flask:
+
+def _warn_of_flask(app: object) -> None:
+    """Flask renders an unhandled exception as a 500, so a pure middleware never sees it."""
+    for _ in range(_MOST_WRAPPERS):
+        owner = getattr(app, "__self__", app)  # of the bound method app.wsgi_app
+        if any(base.__module__.partition(".")[0] == "flask" for base in type(owner).__mro__):
+            warnings.warn(
+                "retrymw.wsgi.RetryMiddleware around a Flask app can't see the exceptions that Flask "
+                "turns into error pages, so it won't replay their requests; use "
+                "retrymw.integrations.flask.Retry(app) instead",
+                RuntimeWarning,
+                stacklevel=3,
+            )
             return
-        for base in type(suspect).__mro__:
-            if base.__module__.partition(".")[0] == "flask":
-                self._may_be_flask = False
-                warnings.warn(
-                    "retrymw.wsgi.RetryMiddleware around a Flask app can't see the exceptions that "
-                    "Flask turns into error pages, so it won't replay them; use "
-                    "retrymw.integrations.flask.Retry(app) instead",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-                return
+        app = getattr(owner, "app", None)  # what Werkzeug's and most other middleware wraps
 
 
 def _release(run: Run) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import Flask
 from flask.signals import got_request_exception
+from werkzeug.exceptions import HTTPException
 
 from retrymw._context import current_attempt
 from retrymw._core.policy import RetryPolicy
@@ -55,8 +56,15 @@ class Retry:
             raise RuntimeError(f"{app!r} is wrapped already; call Retry.init_app() once for an app")
 
         def find_endpoint(environ: Environ) -> object:
-            rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
-            return app.view_functions.get(rule.endpoint) if rule is not None else None
+            # Routed anew: when the app has returned, Flask has forgotten the request.
+            adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
+            if adapter is None:
+                return None
+            try:
+                endpoint, _ = adapter.match()
+            except HTTPException:
+                return None
+            return app.view_functions.get(endpoint)
 
         middleware = RetryMiddleware(
             app.wsgi_app,
