@@ -1,20 +1,41 @@
 """How Sphinx builds this documentation: `make docs`."""
 
-from importlib.metadata import version as installed
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # what is documented is this checkout
+
+from retrymw import __version__  # noqa: E402  # found by the line above
 
 project = "retrymw"
 author = "the retrymw authors"
 copyright = f"2026, {author}"
-version = release = installed("retrymw")
+version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "substitution"]
 myst_heading_anchors = 3
+
+
+def tests_naming(guarantee: str) -> str:
+    """The test files in which a guarantee is named, as Markdown; empty if there are none."""
+    named = re.compile(rf"\b{guarantee}\b")
+    files = [path for path in sorted(ROOT.glob("tests/*/test_*.py")) if named.search(path.read_text())]
+    return ", ".join(f"`{path.relative_to(ROOT).as_posix()}`" for path in files)
+
+
+# {{ tests_G1 }} in a page: what a test proves is written in the test, and only there.
+myst_substitutions = {
+    f"tests_G{number}": tests_naming(f"G{number}") or "none names it yet" for number in range(1, 11)
+}
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 
 html_theme = "furo"
 html_title = f"retrymw {release}"

@@ -78,6 +78,7 @@ class RetryMiddleware:
             error = exc
         except BaseException:
             await _undo(run)
+            run.forget_body()
             raise
         finally:
             run.over = True
@@ -129,12 +130,15 @@ class RetryMiddleware:
                 self._tell(run, next_in=command.after)
                 forget_frames(exchange.failures[-1].exception)
                 error = None
-                await self._wait(run, command.after, receive)
+                try:
+                    await self._wait(run, command.after, receive)
+                except BaseException:
+                    self._abandon(run)
+                    raise
                 if not run.gone:
                     command = exchange.begin(monotonic()) or command
             if run.gone:
-                exchange.abandon()
-                return self._tell(run)
+                return self._abandon(run)
             if isinstance(command, Refuse):
                 await run.refuse(command, send)
                 return self._tell(run)
@@ -161,6 +165,11 @@ class RetryMiddleware:
                 await run.listen(receive)
         finally:
             self._settings.waiting.discard(run)
+
+    def _abandon(self, run: Run) -> None:
+        """Nobody waits for the answer any more; the failures are still worth a log record (G7)."""
+        run.exchange.abandon()
+        self._tell(run)
 
     def _tell(self, run: Run, next_in: float | None = None) -> None:
         if run.exchange.failures:

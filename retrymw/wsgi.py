@@ -86,7 +86,7 @@ class RetryMiddleware:
         except Exception as exc:
             error = exc
         except BaseException:
-            self._undo(run)
+            self._fail(run)
             raise
         finally:
             running.reset(token)
@@ -119,7 +119,13 @@ class RetryMiddleware:
                 self._tell(run, next_in=command.after)
                 forget_frames(exchange.failures[-1].exception)
                 error = None
-                self._wait(run, command.after)
+                try:
+                    self._wait(run, command.after)
+                except BaseException:
+                    exchange.abandon()
+                    self._tell(run)
+                    run.forget_body()
+                    raise
                 command = exchange.begin(monotonic()) or command
             if isinstance(command, Refuse):
                 self._tell(run)
@@ -131,7 +137,7 @@ class RetryMiddleware:
             except Exception as exc:
                 error = exc
             except BaseException:
-                self._undo(run)
+                self._fail(run)
                 raise
 
     def _run_app(self, run: Run) -> None:
@@ -216,8 +222,8 @@ def _warn_of_flask(app: object) -> None:
         owner = getattr(app, "__self__", app)  # of the bound method app.wsgi_app
         if any(base.__module__.partition(".")[0] == "flask" for base in type(owner).__mro__):
             warnings.warn(
-                "retrymw.wsgi.RetryMiddleware around a Flask app can't see the exceptions that Flask "
-                "turns into error pages, so it won't replay their requests; use "
+                "retrymw.wsgi.RetryMiddleware around a Flask app can't see the exceptions that "
+                "Flask turns into error pages, so it won't replay their requests; use "
                 "retrymw.integrations.flask.Retry(app) instead",
                 RuntimeWarning,
                 stacklevel=3,
