@@ -48,22 +48,16 @@ class Run(Running):
 
     request: Scope
 
-    def __init__(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        previous: Run | None = None,
+    ) -> None:
         self.settings = settings
         self.request = scope
-        self.started = monotonic()
-        self.number = 1
-        self._attempt = None
-        self.snapshot = dict(scope)
-        state = scope.get("state")
-        self.state = dict(state) if state is not None else None
-        self.context = contextvars.copy_context()
-        self.recording: Recording | None = None
-        self.ahead: list[Message] | None = None
-        self.gone = False
-        self._begin(receive, send)
-
-    def _begin(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
         self.over = False
@@ -74,6 +68,24 @@ class Run(Running):
         self._holds_bodies = True  # until a start below 500 says otherwise
         self._position = 0
         self._told_end = False
+        if previous is None:
+            self.started = monotonic()
+            self.number = 1
+            self._attempt = None
+            self.snapshot = dict(scope)
+            state = scope.get("state")
+            self.state = dict(state) if state is not None else None
+            self.context = contextvars.copy_context()
+            self.recording: Recording | None = None
+            self.ahead: list[Message] | None = None
+            self.gone = False
+        else:
+            self.started, self.context = previous.started, previous.context
+            self.number = previous.exchange.number
+            self._attempt = Attempt(previous.exchange, self)
+            self.snapshot, self.state = previous.snapshot, previous.state
+            self.recording, self.ahead = previous.recording, previous.ahead
+            self.gone = previous.gone
 
     @property
     def method(self) -> str:
@@ -88,14 +100,7 @@ class Run(Running):
             state.clear()
             state.update(self.state)
         restore(self.context)
-        run = object.__new__(Run)
-        run.settings, run.request, run.started = self.settings, self.request, self.started
-        run.snapshot, run.state, run.context = self.snapshot, self.state, self.context
-        run.recording, run.ahead, run.gone = self.recording, self.ahead, self.gone
-        run.number = self.exchange.number
-        run._attempt = Attempt(self.exchange, run)
-        run._begin(receive, send)
-        return run
+        return Run(self.settings, self.request, receive, send, self)
 
     def close(self) -> None:
         """The attempt is over: what still runs of it reaches neither the client nor the body."""

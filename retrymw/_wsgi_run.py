@@ -54,26 +54,15 @@ class Run(Running):
 
     request: Environ
 
-    def __init__(self, settings: Settings, environ: Environ, start_response: StartResponse) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Environ,
+        start_response: StartResponse,
+        previous: Run | None = None,
+    ) -> None:
         self.settings = settings
         self.request = environ
-        self.started = monotonic()
-        self.number = 1
-        self._attempt = None
-        self.snapshot = environ.copy()
-        self.context = contextvars.copy_context()
-        self.own_context: contextvars.Context | None = None
-        self.call: Callable[..., Any] = _call
-        self.recording: Recording | None = None
-        if (
-            environ.get("CONTENT_LENGTH") not in _NO_LENGTH
-            or "HTTP_TRANSFER_ENCODING" in environ
-            or "wsgi.input_terminated" in environ
-        ):
-            self._record()
-        self._begin(start_response)
-
-    def _begin(self, start_response: StartResponse) -> None:
         self._start_response = start_response
         self.status_line: str | None = None
         self.headers: list[tuple[str, str]] = _NO_HEADERS
@@ -86,6 +75,29 @@ class Run(Running):
         self.plain = False
         self.rest: Iterator[bytes] | None = None
         self.passed: Iterable[bytes] | None = None
+        if previous is None:
+            self.started = monotonic()
+            self.number = 1
+            self._attempt = None
+            self.snapshot = environ.copy()
+            self.context = contextvars.copy_context()
+            self.own_context: contextvars.Context | None = None
+            self.call: Callable[..., Any] = _call
+            self.recording: Recording | None = None
+        else:
+            self.started, self.context = previous.started, previous.context
+            self.number = previous.exchange.number
+            self._attempt = Attempt(previous.exchange, self)
+            self.snapshot = previous.snapshot
+            self.own_context = self.context.copy()
+            self.call = self.own_context.run
+            self.recording = previous.recording
+        if (
+            environ.get("CONTENT_LENGTH") not in _NO_LENGTH
+            or "HTTP_TRANSFER_ENCODING" in environ
+            or "wsgi.input_terminated" in environ
+        ):
+            self._record()
 
     def _record(self) -> None:
         environ = self.request
@@ -111,17 +123,7 @@ class Run(Running):
         environ.clear()
         environ.update(self.snapshot)
         restore(self.context)
-        run = object.__new__(Run)
-        run.settings, run.request, run.started = self.settings, environ, self.started
-        run.snapshot, run.context, run.recording = self.snapshot, self.context, self.recording
-        run.number = self.exchange.number
-        run._attempt = Attempt(self.exchange, run)
-        run.own_context = self.context.copy()
-        run.call = run.own_context.run
-        if run.recording is not None:
-            run._record()
-        run._begin(start_response)
-        return run
+        return Run(self.settings, environ, start_response, self)
 
     # What the app does.
 

@@ -11,7 +11,7 @@ import anyio
 
 from retrymw._asgi_run import Run
 from retrymw._context import Attempt, adopt, forget_frames, running
-from retrymw._core.exchange import Raise, Refuse, Replay
+from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
 from retrymw._core.policy import RetryPolicy
 from retrymw._settings import Settings, is_async
@@ -90,81 +90,91 @@ class RetryMiddleware:
         try:
             return await self._conclude(run, error, result, receive, send)
         finally:
-            run.forget_body()
             error = None  # or the traceback, which holds this frame, would be a reference cycle
 
     async def _conclude(
         self, run: Run, error: Exception | None, result: Any, receive: Receive, send: Send
     ) -> Any:
         """Do what the exchange says until it is over."""
-        exchange = run.exchange
         context: contextvars.Context | None = None
-        while True:
-            if run.released:
-                exchange.seal("response")
-            elif run.recording is not None and run.recording.dropped:
-                exchange.seal("recording")
-            run.attempt.look_for_mark()
-            command = exchange.ended(
-                monotonic(),
-                failure=None if error is None else classify(error),
-                raised=error is not None,
-                status=run.status,
-                overloaded=self._settings.overloaded,
-            )
-            if isinstance(command, (SendHeld, Raise)):
-                if context is not None:
-                    adopt(context)
-                try:
-                    await run.release()
-                finally:
-                    await (_undo if error is not None else _release)(run)
-                    self._tell(run)
-                if error is not None:
-                    raise error
-                await _call_each(run.attempt.success_callbacks)
-                return result
-            run.close()
-            await _undo(run)
-            if isinstance(command, Replay) and not run.gone:
-                self._tell(run, next_in=command.after)
-                forget_frames(exchange.failures[-1].exception)
-                error = None
-                try:
-                    await self._wait(run, command.after, receive)
-                except BaseException:
-                    self._abandon(run)
-                    raise
-                if not run.gone:
-                    command = exchange.begin(monotonic()) or command
-            if run.gone:
-                return self._abandon(run)
-            if isinstance(command, Refuse):
-                await run.refuse(command, send)
-                return self._tell(run)
-            run = run.again(receive, send)
-            context = run.context.copy()
-            context.run(running.set, run)
-            try:
-                result = await _Within(context, self._run_app(run))
-            except Exception as exc:
-                error = exc
-            except BaseException:
+        try:
+            while True:
+                command = self._ended(run, error)
+                if isinstance(command, (SendHeld, Raise)):
+                    if context is not None:
+                        adopt(context)
+                    return await self._finish(run, error, result)
+                run.close()
                 await _undo(run)
-                raise
-            finally:
-                run.over = True
+                if isinstance(command, Replay) and not run.gone:
+                    error = None
+                    command = await self._wait(run, command, receive)
+                if run.gone:
+                    return self._abandon(run)
+                if isinstance(command, Refuse):
+                    await run.refuse(command, send)
+                    return self._tell(run)
+                run = run.again(receive, send)
+                context = run.context.copy()
+                context.run(running.set, run)
+                try:
+                    result = await _Within(context, self._run_app(run))
+                except Exception as exc:
+                    error = exc
+                except BaseException:
+                    await _undo(run)
+                    raise
+                finally:
+                    run.over = True
+        finally:
+            run.forget_body()
+
+    def _ended(self, run: Run, error: Exception | None) -> Command:
+        exchange = run.exchange
+        if run.released:
+            exchange.seal("response")
+        elif run.recording is not None and run.recording.dropped:
+            exchange.seal("recording")
+        run.attempt.look_for_mark()
+        return exchange.ended(
+            monotonic(),
+            failure=None if error is None else classify(error),
+            raised=error is not None,
+            status=run.status,
+            overloaded=self._settings.overloaded,
+        )
+
+    async def _finish(self, run: Run, error: Exception | None, result: Any) -> Any:
+        try:
+            await run.release()
+        finally:
+            await (_undo if error is not None else _release)(run)
+            self._tell(run)
+        if error is not None:
+            raise error
+        await _call_each(run.attempt.success_callbacks)
+        return result
 
     async def _run_app(self, run: Run) -> Any:
         return await self.app(run.request, run.receive, run.send)
 
-    async def _wait(self, run: Run, seconds: float, receive: Receive) -> None:
-        self._settings.waiting.add(run)
+    async def _wait(self, run: Run, command: Replay, receive: Receive) -> Command:
+        """Wait for the next attempt, listening for the client's leaving (G6); what to do then."""
+        self._tell(run, next_in=command.after)
+        forget_frames(run.exchange.failures[-1].exception)
+        waiting = self._settings.waiting
+        waiting.add(run)
         try:
-            with anyio.move_on_after(seconds):
+            with anyio.move_on_after(command.after):
                 await run.listen(receive)
+        except BaseException:
+            self._abandon(run)
+            raise
         finally:
-            self._settings.waiting.discard(run)
+            waiting.discard(run)
+        if run.gone:
+            return command
+        return run.exchange.begin(monotonic()) or command
 
     def _abandon(self, run: Run) -> None:
         """Nobody waits for the answer any more; the failures are still worth a log record (G7)."""
