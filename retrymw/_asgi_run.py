@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 
 from retrymw import _reply
-from retrymw._context import Attempt, Running, restore
+from retrymw._context import Attempt, Running
 from retrymw._core.exchange import Refuse
 from retrymw._recording import Recording
 from retrymw._settings import Settings
@@ -29,6 +29,7 @@ class Run(Running):
     """One run of the app: its receive and send, and what of the request outlives it."""
 
     __slots__ = (
+        "_asking",
         "_held",
         "_held_bytes",
         "_holds_bodies",
@@ -40,7 +41,6 @@ class Run(Running):
         "context",
         "gone",
         "recording",
-        "released",
         "snapshot",
         "state",
         "status",
@@ -68,6 +68,7 @@ class Run(Running):
         self._holds_bodies = True  # until a start below 500 says otherwise
         self._position = 0
         self._told_end = False
+        self._asking = False
         if previous is None:
             self.started = monotonic()
             self.number = 1
@@ -91,6 +92,15 @@ class Run(Running):
     def method(self) -> str:
         return str(self.request["method"])
 
+    def seal_exchange(self) -> None:
+        if self.released:
+            self.exchange.seal("response")
+        elif self.recording is not None and self.recording.dropped:
+            self.exchange.seal("recording")
+        elif self._asking and not (self.recording is not None and self.recording.ended):
+            # A task that outlives the attempt waits for the body: what it takes can't be replayed.
+            self.exchange.seal("recording")
+
     def again(self, receive: Receive, send: Send) -> Run:
         """The wiring of the next attempt; the scope is what it was, the body starts at byte 0."""
         self.request.clear()
@@ -99,15 +109,14 @@ class Run(Running):
             state = self.request["state"]
             state.clear()
             state.update(self.state)
-        restore(self.context)
         return Run(self.settings, self.request, receive, send, self)
 
     def close(self) -> None:
-        """The attempt is over: what still runs of it reaches neither the client nor the body."""
+        """The attempt has failed: what still runs of it reaches neither the client nor the body."""
         self.over = True
         self.released = True
+        self._held = None
         self._send = _discard
-        self._receive = _disconnected
 
     def forget_body(self) -> None:
         """The exchange is over."""
@@ -119,7 +128,9 @@ class Run(Running):
     async def receive(self) -> Message:
         """The app's ``receive``: the recording first, then live, recorded as it is handed over."""
         recording = self.recording
-        if recording is not None and not self._told_end and not self.over:
+        if self._has_failed():
+            return _gone()
+        if recording is not None and not self._told_end:
             if self._position < recording.size and not recording.dropped:
                 return await self._replayed(recording)
             if recording.ended:
@@ -128,13 +139,25 @@ class Run(Running):
             if recording.full:
                 # Before taking in more, not after: a cancelled receive() must lose nothing.
                 await in_thread(recording.spill)
-        message = self.ahead.pop(0) if self.ahead else await self._receive()
+        if self.ahead:
+            message = self.ahead.pop(0)
+        else:
+            self._asking = True
+            try:
+                message = await self._receive()
+            finally:
+                self._asking = False
+        if self._has_failed():
+            return _gone()
         kind = message["type"]
         if kind == "http.request" and not self._told_end:
             self._record(message)
         elif kind == "http.disconnect":
             self.gone = True
         return message
+
+    def _has_failed(self) -> bool:
+        return self._send is _discard
 
     def _record(self, message: Message) -> None:
         recording = self.recording
@@ -181,29 +204,25 @@ class Run(Running):
             if message["type"] == "http.disconnect":
                 self.gone = True
                 return
-            self.ahead = [*(self.ahead or ()), message]
+            if self.ahead is None:
+                self.ahead = []
+            self.ahead.append(message)
         await anyio.sleep_forever()
 
     # The response.
 
     async def send(self, message: Message) -> None:
         """The app's ``send``: holds the response until it is worth its bytes, then passes it on."""
-        if self.released:
+        if self.released and self._held is None:
             return await self._send(message)
-        if self._held is None:
-            self._held = [message]
-        else:
-            self._held.append(message)
         kind = message["type"]
         if kind == "http.response.start":
-            self.status = status = message["status"]
-            ready = False
-            if status < 500 and not self.settings.holds_all:
-                self._holds_bodies = False
-                for name, value in message.get("headers", ()):
-                    if name == b"content-type":
-                        ready = value.startswith(b"text/event-stream")
-                        break
+            # Copied, since the app may use both again; headers may be something that is read once.
+            message = dict(message)
+            headers = list(message.get("headers", ()))
+            if "headers" in message:
+                message["headers"] = headers
+            ready = self._starts_at_once(message["status"], headers)
         elif self._holds_bodies:
             self._held_bytes += len(message.get("body", b""))
             ready = self._held_bytes > self.settings.policy.body_memory
@@ -211,25 +230,38 @@ class Run(Running):
             ready = message.get("body") or not message.get("more_body")
         else:
             ready = kind in _WHOLE_BODIES
-        if ready:
-            for taken in self._take():
-                await self._send(taken)
+        if self._held is None:
+            self._held = [message]
+        else:
+            self._held.append(message if ready else dict(message))
+        if ready and not self.released:
+            await self.release()
         return None
+
+    def _starts_at_once(self, status: int, headers: list[tuple[bytes, bytes]]) -> bool:
+        self.status = status
+        if status >= 500 or self.settings.holds_all:
+            return False
+        self._holds_bodies = False
+        for name, value in headers:
+            if name == b"content-type":
+                return value.startswith(b"text/event-stream")
+        return False
 
     async def release(self) -> None:
         """Send what is held, in its order; from here on the response passes through."""
-        for taken in self._take():
-            await self._send(taken)
-
-    def _take(self) -> list[Message]:
-        held, self._held = self._held, None
-        if held is None:
-            return []
+        held = self._held
+        if held is None or self.released:
+            return
         self.released = True
         if self.number > 1 or self.settings.always_told:
             self.exchange.seal("response")
-            return [self._exposed(message) for message in held]
-        return held
+            held[:] = [self._exposed(message) for message in held]
+        try:
+            while held:  # what another task sends meanwhile is put at the end
+                await self._send(held.pop(0))
+        finally:
+            self._held = None
 
     def _exposed(self, message: Message) -> Message:
         if message["type"] != "http.response.start":
@@ -271,6 +303,6 @@ async def _discard(message: Message) -> None:
     """The ``send`` of an attempt that is over."""
 
 
-async def _disconnected() -> Message:
-    """The ``receive`` of an attempt that is over."""
+def _gone() -> Message:
+    """What an attempt that has failed receives."""
     return {"type": "http.disconnect"}

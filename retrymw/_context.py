@@ -15,7 +15,16 @@ from retrymw._settings import Settings
 from retrymw.classify import classify
 from retrymw.marks import read_mark
 
-__all__ = ["Attempt", "Running", "adopt", "current_attempt", "forget_frames", "restore", "running"]
+__all__ = [
+    "Attempt",
+    "Running",
+    "adopt",
+    "current_attempt",
+    "forget_frames",
+    "is_inside",
+    "restore",
+    "running",
+]
 
 D = TypeVar("D")
 Callback = Callable[[], object]
@@ -30,18 +39,23 @@ _making: Final = threading.Lock()
 class Running:
     """A run of the app. Its attempt and exchange are made when somebody asks: few requests do."""
 
-    __slots__ = ("_attempt", "number", "over", "request", "settings", "started")
+    __slots__ = ("_attempt", "number", "over", "released", "request", "settings", "started")
 
     settings: Settings
     request: Any  # the ASGI scope or the WSGI environ
     started: float
     number: int
     over: bool
+    released: bool  # the client has a part of the response
     _attempt: Attempt | None
 
     @property
     def method(self) -> str:
         """The request's method."""
+        raise NotImplementedError
+
+    def seal_exchange(self) -> None:
+        """Tell the exchange what is sealed by now."""
         raise NotImplementedError
 
     @property
@@ -96,15 +110,17 @@ class Attempt:
     def is_last(self) -> bool:
         """Whether no replay follows this attempt, however it fails, as far as is known now."""
         self.look_for_mark()
+        self._run.seal_exchange()
         return not self._exchange.may_replay_again
 
     @property
     def key(self) -> str:
         """A random key, the same in all attempts of the exchange: an idempotency key for others."""
         exchange = self._exchange
-        if exchange.key is None:
-            exchange.key = uuid.uuid4().hex
-        return exchange.key
+        with _making:
+            if exchange.key is None:
+                exchange.key = uuid.uuid4().hex
+            return exchange.key
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -119,8 +135,7 @@ class Attempt:
         """
         if not isinstance(reason, str) or not reason:
             raise TypeError(f"fence() was given {reason!r}; allowed: a reason, a non-empty string")
-        if not self.over:
-            self._exchange.fence(reason)
+        self._exchange.fence(reason)
 
     def doom(self, exc: BaseException) -> None:
         """A database layer saw a failure: whatever the app makes of it, a 5xx means a replay.
@@ -129,9 +144,8 @@ class Attempt:
             exc: the exception. One that ``classify`` does not know counts as a disconnection whose
                 phase is unknown, since the caller knows better.
         """
-        if not self.over:
-            failure = classify(exc) or Failure("disconnection", "unknown", exc)
-            self._exchange.doom(failure)
+        if not self.over and isinstance(exc, Exception):  # G6: nothing else is a reason to replay
+            self._exchange.doom(classify(exc) or Failure("disconnection", "unknown", exc))
 
     def on_rollback(self, callback: Callback) -> None:
         """Call ``callback()`` when this attempt has been undone; an error in it is logged."""
@@ -158,7 +172,9 @@ class Attempt:
     def look_for_mark(self) -> None:
         """For the shells: tell the exchange the mark of the endpoint that was routed to, if any."""
         endpoint = self._run.settings.find_endpoint(self._run.request)
-        self._exchange.mark = read_mark(endpoint, self._exchange.method)
+        mark = read_mark(endpoint, self._exchange.method)
+        if mark is not None:  # a replay that fails before it is routed is still of that endpoint
+            self._exchange.mark = mark
 
     # For adapters.
 
@@ -224,20 +240,33 @@ def current_attempt(default: object = _MISSING) -> object:
     return default
 
 
-def forget_frames(exc: BaseException) -> None:
-    """Drop the local variables that a failed attempt's traceback keeps alive.
+def is_inside(run: Running | None) -> bool:
+    """Whether code that runs in this context is part of a request that is being handled.
+
+    Servers may start the next request of a connection in a context copied from the one before, so a
+    run that is over, or whose response is out, does not count.
+    """
+    return run is not None and not run.over and not run.released
+
+
+def forget_frames(*excs: BaseException | None) -> None:
+    """Drop the local variables that a failed attempt's tracebacks keep alive.
 
     A connection that the app left to be given back when its last reference goes would otherwise be
     held for the whole wait (G8). Line numbers stay.
     """
-    pending, seen = [exc], set()
+    pending = list(excs)
+    seen = set()
     while pending:
         link = pending.pop()
-        if id(link) in seen:
+        if link is None or id(link) in seen:
             continue
         seen.add(id(link))
         traceback.clear_frames(link.__traceback__)
-        pending += [inner for inner in (link.__cause__, link.__context__) if inner is not None]
+        pending += (link.__cause__, link.__context__)
+        members = getattr(link, "exceptions", None)
+        if isinstance(members, (tuple, list)):
+            pending += [member for member in members if isinstance(member, BaseException)]
 
 
 def restore(snapshot: contextvars.Context) -> None:

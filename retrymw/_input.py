@@ -64,8 +64,9 @@ class RecordedInput:
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill ``buffer`` as far as a read goes; how many bytes that were."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
         return len(data)
 
     def __iter__(self) -> Iterator[bytes]:

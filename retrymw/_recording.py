@@ -5,6 +5,7 @@ Nothing is read ahead: the shells add what they hand to the app, as they hand it
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from typing import IO
 
@@ -36,8 +37,7 @@ class Recording:
             return
         self.size += len(chunk)
         if self.size > self._limit:
-            self.close()
-            self.dropped = True
+            self.drop()
         else:
             self._buffer += chunk
 
@@ -47,13 +47,18 @@ class Recording:
         return len(self._buffer) > self._memory
 
     def spill(self) -> None:
-        """Move what is in memory to disk."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="retrymw-")  # noqa: SIM115  # closed by close()
-        self._file.seek(self._spilled)
-        self._file.write(self._buffer)
-        self._spilled += len(self._buffer)
-        self._buffer = bytearray()
+        """Move what is in memory to disk; a disk that is full costs the replay, not the request."""
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="retrymw-")  # noqa: SIM115  # close() does
+            self._file.seek(self._spilled)
+            self._file.write(self._buffer)
+        except OSError:
+            logging.getLogger("retrymw").exception("a request body can't be recorded any more")
+            self.drop()
+        else:
+            self._spilled += len(self._buffer)
+            self._buffer = bytearray()
 
     def on_disk(self, position: int) -> bool:
         """Whether reading at ``position`` touches the disk."""
@@ -75,6 +80,11 @@ class Recording:
         start = position - self._spilled
         end = self._buffer.find(b"\n", start, start + size)
         return bytes(self._buffer[start : start + size if end < 0 else end + 1])
+
+    def drop(self) -> None:
+        """Forget everything: there is no rewinding any more."""
+        self.dropped = True
+        self.close()
 
     def close(self) -> None:
         """Forget everything and remove the file."""

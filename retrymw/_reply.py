@@ -19,6 +19,7 @@ STATUS: Final = 503
 STATUS_LINE: Final = "503 Service Unavailable"
 Headers = list[tuple[str, str]]
 
+_LONGEST: Final = 3600.0  # seconds in Retry-After before jitter, whatever the strategy says
 _TITLE: Final = "Service Unavailable"
 _AGAIN: Final = "The service could not complete this request just now. Please try again later."
 _DETAILS: Final[dict[Outcome, str]] = {
@@ -94,8 +95,8 @@ def reply(refusal: Refuse, report: Report, expose: Expose, accept: str) -> tuple
         ("Cache-Control", "no-store"),
     ]
     if refusal.retry_after is not None:
-        jitter = random.uniform(1, 2)  # noqa: S311  # spreads load, keeps no secret
-        seconds = math.ceil(max(1.0, refusal.retry_after) * jitter)
+        least = math.ceil(min(max(1.0, refusal.retry_after), _LONGEST))
+        seconds = random.randint(least, 2 * least)  # noqa: S311  # spreads load, keeps no secret
         told.append(("Retry-After", str(seconds)))
     return told + headers(report, expose), body
 

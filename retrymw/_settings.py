@@ -59,14 +59,16 @@ class Settings:
         self.plain = not self.holds_all and not self.always_told
         self.databases = _items("databases", databases)
         for database in self.databases:
-            if not all(callable(getattr(database, name, None)) for name in _DATABASE_METHODS):
+            if isinstance(database, type) or not all(
+                callable(getattr(database, name, None)) for name in _DATABASE_METHODS
+            ):
                 raise TypeError(
                     f"databases has {database!r}; allowed: adapters, such as "
                     "retrymw.adapters.pymysql.Database, with rollback, release and ping"
                 )
         self.hooks = _items("hooks", hooks)
         for hook in self.hooks:
-            if not callable(hook) or inspect.iscoroutinefunction(hook):
+            if not callable(hook) or is_async(hook):
                 raise TypeError(
                     f"hooks has {hook!r}; allowed: functions of a report (no coroutine functions)"
                 )

@@ -46,7 +46,6 @@ class Run(Running):
         "passed",
         "plain",
         "recording",
-        "released",
         "rest",
         "snapshot",
         "status_line",
@@ -124,6 +123,12 @@ class Run(Running):
         environ.update(self.snapshot)
         restore(self.context)
         return Run(self.settings, environ, start_response, self)
+
+    def seal_exchange(self) -> None:
+        if self.released:
+            self.exchange.seal("response")
+        elif self.recording is not None and self.recording.dropped:
+            self.exchange.seal("recording")
 
     # What the app does.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from time import monotonic
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 
 from retrymw._asgi_run import Run
-from retrymw._context import Attempt, adopt, forget_frames, running
+from retrymw._context import Attempt, adopt, forget_frames, is_inside, restore, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
 from retrymw._core.policy import RetryPolicy
@@ -66,7 +67,7 @@ class RetryMiddleware:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        if scope["type"] != "http" or running.get() is not None:
+        if scope["type"] != "http" or is_inside(running.get()):
             return await self.app(scope, receive, send)
         run = Run(self._settings, scope, receive, send)
         error: Exception | None = None
@@ -103,10 +104,21 @@ class RetryMiddleware:
                 if isinstance(command, (SendHeld, Raise)):
                     if context is not None:
                         adopt(context)
-                    return await self._finish(run, error, result)
+                    await self._finish(run, failed=error is not None)
+                    if error is not None:
+                        raise error
+                    for callback in run.attempt.success_callbacks or ():
+                        try:
+                            await _call_back(callback)
+                        except Exception:
+                            log_trouble("callback %r failed", callback)
+                    return result
                 run.close()
+                restore(run.context)
                 await _undo(run)
                 if isinstance(command, Replay) and not run.gone:
+                    self._tell(run, next_in=command.after)
+                    forget_frames(error, run.exchange.failures[-1].exception)
                     error = None
                     command = await self._wait(run, command, receive)
                 if run.gone:
@@ -115,6 +127,7 @@ class RetryMiddleware:
                     await run.refuse(command, send)
                     return self._tell(run)
                 run = run.again(receive, send)
+                self._settings.waiting.discard(run.exchange)
                 context = run.context.copy()
                 context.run(running.set, run)
                 try:
@@ -128,50 +141,42 @@ class RetryMiddleware:
                     run.over = True
         finally:
             run.forget_body()
+            self._settings.waiting.discard(run.exchange)
+            error = None  # or the traceback, which holds this frame, would be a reference cycle
 
     def _ended(self, run: Run, error: Exception | None) -> Command:
-        exchange = run.exchange
-        if run.released:
-            exchange.seal("response")
-        elif run.recording is not None and run.recording.dropped:
-            exchange.seal("recording")
+        """What to do; a replay takes its place among those that wait at once."""
+        run.seal_exchange()
         run.attempt.look_for_mark()
-        return exchange.ended(
+        command = run.exchange.ended(
             monotonic(),
             failure=None if error is None else classify(error),
             raised=error is not None,
             status=run.status,
             overloaded=self._settings.overloaded,
         )
+        if isinstance(command, Replay):
+            self._settings.waiting.add(run.exchange)
+        return command
 
-    async def _finish(self, run: Run, error: Exception | None, result: Any) -> Any:
+    async def _finish(self, run: Run, *, failed: bool) -> None:
         try:
             await run.release()
         finally:
-            await (_undo if error is not None else _release)(run)
+            await (_undo if failed else _release)(run)
             self._tell(run)
-        if error is not None:
-            raise error
-        await _call_each(run.attempt.success_callbacks)
-        return result
 
     async def _run_app(self, run: Run) -> Any:
         return await self.app(run.request, run.receive, run.send)
 
     async def _wait(self, run: Run, command: Replay, receive: Receive) -> Command:
         """Wait for the next attempt, listening for the client's leaving (G6); what to do then."""
-        self._tell(run, next_in=command.after)
-        forget_frames(run.exchange.failures[-1].exception)
-        waiting = self._settings.waiting
-        waiting.add(run)
         try:
             with anyio.move_on_after(command.after):
                 await run.listen(receive)
         except BaseException:
             self._abandon(run)
             raise
-        finally:
-            waiting.discard(run)
         if run.gone:
             return command
         return run.exchange.begin(monotonic()) or command
@@ -214,46 +219,53 @@ class _Within:
 
 async def _release(run: Run) -> None:
     run.over = True
-    if run.attempt.resources:
-        await _each(run.attempt, "release")
+    await _each(run.attempt, "release")
 
 
 async def _undo(run: Run) -> None:
+    """Roll back, release, call back: each of them, whatever becomes of the one before."""
     run.over = True
-    attempt = run.attempt
-    if attempt.resources:
-        await _each(attempt, "rollback")
-        await _each(attempt, "release")
-    if attempt.rollback_callbacks:
-        with anyio.CancelScope(shield=True):
-            await _call_each(attempt.rollback_callbacks)
+    try:
+        await _each(run.attempt, "rollback")
+    finally:
+        try:
+            await _each(run.attempt, "release")
+        finally:
+            for callback in run.attempt.rollback_callbacks or ():
+                await _bounded(_call_back(callback), "callback %r failed", callback)
 
 
 async def _each(attempt: Attempt, what: str) -> None:
-    """``database.what(attempt)`` for each database that was used; bounded, and never masks."""
+    """``database.what(attempt)`` for each database that was used."""
+    interruption: BaseException | None = None
     for database in list(attempt.resources or ()):
         method = getattr(database, what)
+        call = method(attempt) if is_async(method) else in_thread(method, attempt, abandon=True)
         try:
-            with anyio.move_on_after(_UNDO_SECONDS, shield=True) as bound:
-                if is_async(method):
-                    await method(attempt)
-                else:
-                    await in_thread(method, attempt, abandon=True)
-            if bound.cancelled_caught:
-                raise TimeoutError(f"{what} took more than {_UNDO_SECONDS} s")
-        except Exception:
-            log_trouble("%s of %r failed", what, database)
+            await _bounded(call, "%s of %r failed", what, database)
+        except BaseException as exc:  # asyncio's own cancel() gets past a shield; the others' turn
+            interruption = exc
+    if interruption is not None:
+        raise interruption
 
 
-async def _call_each(callbacks: Iterable[Callable[[], Any]] | None) -> None:
-    for callback in callbacks or ():
-        try:
-            if is_async(callback):
-                await callback()
-            else:
-                await in_thread(callback)
-        except Exception:
-            log_trouble("callback %r raised", callback)
+async def _bounded(call: Awaitable[object], message: str, *args: object) -> None:
+    """Wait for what undoes an attempt: not for ever, not cancelled, and it never masks (G7)."""
+    try:
+        with anyio.move_on_after(_UNDO_SECONDS, shield=True) as bound:
+            await call
+        if bound.cancelled_caught:
+            raise TimeoutError(f"given up after {_UNDO_SECONDS} s")
+    except Exception:
+        log_trouble(message, *args)
+
+
+async def _call_back(callback: Callable[[], Any]) -> None:
+    if is_async(callback):
+        await callback()
+    else:
+        # The app's own threads: ours are for undoing, which must not queue behind callbacks.
+        await anyio.to_thread.run_sync(callback, abandon_on_cancel=True)
 
 
 def _find_endpoint(scope: Scope) -> object:

@@ -7,6 +7,7 @@ A mark is an attribute of the function or class; the endpoint itself is unchange
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, overload
 
@@ -18,6 +19,7 @@ E = TypeVar("E", bound=Callable[..., Any])
 
 _ATTRIBUTE: Final = "__retrymw_mark__"
 _MOST_WRAPPERS: Final = 32
+_FUNCTIONS: Final = (types.FunctionType, types.MethodType, functools.partial)
 
 
 @overload
@@ -65,13 +67,11 @@ def read_mark(endpoint: object, method: str) -> Mark | None:
         if endpoint is None:
             return None
         view_class = getattr(endpoint, "view_class", endpoint)
+        if not isinstance(view_class, (type, *_FUNCTIONS)):
+            view_class = type(view_class)  # an object with methods, or one that is called
         if isinstance(view_class, type):
-            names = ("head", "get") if method == "HEAD" else (method.lower(),)
-            by_method = next(
-                (getattr(view_class, n) for n in names if hasattr(view_class, n)), None
-            )
-            mark = read_mark(by_method, method) or getattr(view_class, _ATTRIBUTE, None)
-            if isinstance(mark, Mark):
+            mark = _mark_in(view_class, method)
+            if mark is not None:
                 return mark
         mark = getattr(endpoint, _ATTRIBUTE, None)
         if isinstance(mark, Mark):
@@ -83,6 +83,19 @@ def read_mark(endpoint: object, method: str) -> Mark | None:
     return None
 
 
+def _mark_in(view_class: type, method: str) -> Mark | None:
+    names = ("head", "get") if method == "HEAD" else (method.lower(),)
+    found = (getattr(view_class, name, None) for name in names)
+    by_method = next((function for function in found if function is not None), None)
+    called = getattr(view_class, "__call__", None)  # noqa: B004  # not to know whether it can be
+    marks = (
+        read_mark(by_method, method),
+        getattr(view_class, _ATTRIBUTE, None),
+        getattr(called, _ATTRIBUTE, None),
+    )
+    return next((mark for mark in marks if isinstance(mark, Mark)), None)
+
+
 def _marker(kind: MarkKind, endpoint: E | None, overrides: dict[str, Any]) -> E | Callable[[E], E]:
     mark = Mark(kind, overrides)
     if endpoint is not None:
@@ -91,10 +104,10 @@ def _marker(kind: MarkKind, endpoint: E | None, overrides: dict[str, Any]) -> E 
 
 
 def _marked(mark: Mark, endpoint: E) -> E:
-    if not callable(endpoint):
+    if not callable(endpoint) or isinstance(endpoint, (staticmethod, types.MethodType)):
         raise TypeError(
-            f"@{mark.kind.value} was given {endpoint!r}; allowed: a function, a method or a class. "
-            "Put the mark below the decorator that registers the route"
+            f"@{mark.kind.value} was given {endpoint!r}; allowed: a function or a class. Put the "
+            "mark right above `def`, below staticmethod and the decorator that registers the route"
         )
     present = getattr(endpoint, "__dict__", {}).get(_ATTRIBUTE)
     if present is not None and present != mark:

@@ -186,7 +186,7 @@ class Exchange:
         "_commits_open",
         "_commits_seen",
         "base_policy",
-        "doomed",
+        "dooms",
         "failures",
         "fenced",
         "key",
@@ -209,7 +209,7 @@ class Exchange:
         self.outcome: Outcome | None = None
         self.fenced: str | None = None
         self.sealed: Literal["response", "recording"] | None = None
-        self.doomed: Failure | None = None
+        self.dooms: tuple[Failure, ...] = ()
         self._commits_open = 0
         self._commits_seen = False
 
@@ -228,7 +228,7 @@ class Exchange:
 
     def doom(self, failure: Failure) -> None:
         """A database layer saw a failure; a lost COMMIT stays lost whatever comes after it."""
-        self.doomed = self.doomed or failure
+        self.dooms += (failure,)
         if failure.leaves_commit_unknown:
             self._commits_open += 1
 
@@ -238,7 +238,7 @@ class Exchange:
 
     def commit_answered(self, *, committed: bool) -> None:
         """The server answered the COMMIT: done, or not."""
-        self._commits_open -= 1
+        self._commits_open = max(0, self._commits_open - 1)
         self._commits_seen = self._commits_seen or committed
 
     # What becomes of it.
@@ -268,12 +268,13 @@ class Exchange:
         return (
             self.sealed is None
             and self.number <= self.policy.max_replays
-            and any(MAY_REPLAY[self.row].values())
+            and MAY_REPLAY[self.row][self.commit]
         )
 
-    def commit_after(self, failure: Failure) -> Commit:
-        """The column of ``MAY_REPLAY`` that this attempt is in, ended by ``failure``."""
-        if self._commits_open > 0 or failure.leaves_commit_unknown:
+    @property
+    def commit(self) -> Commit:
+        """The column of ``MAY_REPLAY`` that this attempt is in by now."""
+        if self._commits_open > 0:
             return Commit.UNKNOWN
         return Commit.SEEN if self._commits_seen else Commit.NONE
 
@@ -296,9 +297,10 @@ class Exchange:
             overloaded: whether as many requests wait as may.
         """
         passing: Command = RAISE if raised else SEND
-        failure = failure or self.doomed
         policy = self.policy
-        if failure is None or failure.kind not in policy.kinds:
+        seen = self.dooms if failure is None else (failure, *self.dooms)
+        failure = next((failure for failure in seen if failure.kind in policy.kinds), None)
+        if failure is None:
             return self._finish(passing)
         if not raised and status is not None and status < 500:
             return self._finish(passing)
@@ -307,7 +309,7 @@ class Exchange:
             self.outcome = "sealed"
             return passing
         wait = policy.wait_before(self.number, failure)
-        commit = self.commit_after(failure)
+        commit = Commit.UNKNOWN if failure.leaves_commit_unknown else self.commit
         if not MAY_REPLAY[self.row][commit]:
             return self._refuse(REFUSALS[commit], wait)
         if self.sealed == "recording":
@@ -323,10 +325,15 @@ class Exchange:
     def begin(self, now: float) -> Refuse | None:
         """The next attempt begins, or is refused because the deadline has passed."""
         policy = self.policy
-        if now >= self.started + policy.deadline:
-            return self._refuse("deadline", policy.wait_before(self.number, self.failures[-1]))
+        outcome: Outcome | None = None
+        if self.row is Row.NEVER:  # a fence was set while the request waited
+            outcome = "not-replayable"
+        elif now >= self.started + policy.deadline:
+            outcome = "deadline"
+        if outcome is not None:
+            return self._refuse(outcome, policy.wait_before(self.number, self.failures[-1]))
         self.number += 1
-        self.doomed = None
+        self.dooms = ()
         self._commits_open = 0
         self._commits_seen = False
         return None

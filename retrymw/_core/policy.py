@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -26,6 +27,9 @@ Expose = Literal["replayed", "always", "never"]
 
 # What a mark may change: it is found when the request is routed, and the rest is settled by then.
 OVERRIDABLE = frozenset({"max_replays", "wait", "deadline", "kinds"})
+
+# A token (RFC 9110 §5.6.2) in capitals.
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +76,7 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         _whole("max_replays", self.max_replays, at_least=0)
-        if not callable(self.wait) or inspect.iscoroutinefunction(self.wait):
-            raise TypeError(
-                f"RetryPolicy.wait is {self.wait!r}; allowed: a tenacity wait strategy, such as "
-                "tenacity.wait_fixed(0.1)"
-            )
+        _strategy(self.wait)
         if isinstance(self.deadline, bool) or not isinstance(self.deadline, (int, float)):
             raise TypeError(
                 f"RetryPolicy.deadline is {self.deadline!r}; allowed: seconds, a number"
@@ -91,7 +91,7 @@ class RetryPolicy:
                 f"RetryPolicy.kinds is {self.kinds!r}; allowed: any of {', '.join(sorted(KINDS))}"
             )
         methods = _words("methods", self.methods)
-        if any(not method or method != method.upper() for method in methods):
+        if not all(_METHOD.fullmatch(method) for method in methods):
             raise ValueError(
                 f"RetryPolicy.methods is {self.methods!r}; allowed: HTTP methods in capitals, "
                 "such as {'GET', 'PUT'}"
@@ -112,11 +112,13 @@ class RetryPolicy:
 
     def wait_before(self, replay: int, failure: Failure) -> float:
         """The seconds to wait before the given replay (1 for the first), as ``wait`` has it."""
-        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # strategies read the numbers and the outcome only
-        state.attempt_number = replay
-        exc = failure.exception
-        state.set_exception((type(exc), exc, exc.__traceback__))
-        seconds = float(self.wait(state))
+        try:
+            seconds = float(self.wait(_state(replay, failure.exception)))
+        except Exception as error:
+            # The failure is what must be told of; a strategy that breaks down waits no time.
+            note = f"RetryPolicy.wait raised {error!r} before replay {replay}"
+            getattr(failure.exception, "add_note", lambda _: None)(note)  # new in Python 3.11
+            return 0.0
         return seconds if seconds > 0 else 0.0  # a strategy's NaN becomes 0 as well
 
     def overridden(self, mark: Mark | None) -> RetryPolicy:
@@ -146,6 +148,33 @@ class Mark:
                 f"{', '.join(sorted(OVERRIDABLE))}"
             )
         RetryPolicy(**self.overrides)
+
+
+def _state(replay: int, exc: BaseException) -> RetryCallState:
+    """What a strategy reads: the number and the outcome."""
+    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # no strategy asks for it
+    state.attempt_number = replay
+    state.set_exception((type(exc), exc, exc.__traceback__))
+    return state
+
+
+def _strategy(wait: object) -> None:
+    """Try a strategy out: one that is none would be found out in the first outage."""
+    problem: object = "it can't be called"
+    if callable(wait) and not inspect.isclass(wait):
+        try:
+            seconds = wait(_state(1, Exception("tried out")))
+        except Exception as error:
+            problem = f"it raised {error!r}"
+        else:
+            if isinstance(seconds, (int, float)):
+                return
+            problem = f"it returned {seconds!r}"
+            getattr(seconds, "close", lambda: None)()  # of a coroutine that nobody will await
+    raise TypeError(
+        f"RetryPolicy.wait is {wait!r}, but {problem}; allowed: a tenacity wait strategy, such as "
+        "tenacity.wait_fixed(0.1)"
+    )
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:

@@ -35,26 +35,30 @@ def classify(exc: BaseException) -> Failure | None:
     """What the database had to do with ``exc``; None if nothing that a replay could cure.
 
     The exception itself is looked at first, then the members of an exception group, a wrapper's
-    ``.orig``, its cause, and its context unless that is suppressed; the first answer counts. The
-    failure's ``exception`` is the one that answered.
+    ``.orig``, its cause, and its context unless that is suppressed. The first answer counts, unless
+    another one says that a COMMIT may have been lost: a rollback that fails after that does not
+    hide it (G4). The failure's ``exception`` is the one that answered.
 
     A ``BaseException`` that is no ``Exception`` (cancellation, ``SystemExit``) is never ours (G6).
     """
     if not isinstance(exc, Exception):
         return None
+    failures = []
     for link in _chain(exc):
         classifier = _classifier_of(type(link))  # type: ignore[arg-type]  # a class is hashable
-        if classifier is not None:
-            failure = classifier(link)
-            if failure is not None:
-                return own.with_evidence(failure, classify)
-    return None
+        failure = classifier(link) if classifier is not None else None
+        if failure is not None:
+            failures.append(failure)
+    if not failures:
+        return None
+    lost = next((failure for failure in failures if failure.leaves_commit_unknown), None)
+    return lost or own.with_evidence(failures)
 
 
 @lru_cache(maxsize=1024)
 def _classifier_of(cls: type[BaseException]) -> Classifier | None:
     for base in cls.__mro__:
-        classifier = CLASSIFIERS.get(base.__module__.partition(".")[0])
+        classifier = CLASSIFIERS.get(str(base.__module__).partition(".")[0])
         if classifier is not None:
             return classifier
     return None
@@ -69,9 +73,16 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(link))
         yield link
-        members = getattr(link, "exceptions", None)  # also the exceptiongroup backport's, on 3.10
+        members = _attribute(link, "exceptions")  # also the exceptiongroup backport's, on 3.10
         if isinstance(members, (tuple, list)):
             pending.extend(member for member in members if isinstance(member, Exception))
         context = None if link.__suppress_context__ else link.__context__
-        wrapped = (getattr(link, "orig", None), link.__cause__, context)
+        wrapped = (_attribute(link, "orig"), link.__cause__, context)
         pending.extend(inner for inner in wrapped if isinstance(inner, BaseException))
+
+
+def _attribute(exc: BaseException, name: str) -> object:
+    try:
+        return getattr(exc, name, None)
+    except Exception:  # an app's own property
+        return None

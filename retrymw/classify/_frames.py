@@ -6,17 +6,13 @@ the frames the exception passed through. SQL text is looked at too: ``execute("C
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
+from retrymw.classify._sql import commits
 from retrymw.exceptions import Phase
 
-__all__ = ["COMMIT_STATEMENT", "phase_of"]
-
-COMMIT_STATEMENT: Final = re.compile(
-    rb"\s*(?:/\*.*?\*/\s*)*(?:COMMIT\b|END\b|XA\s+COMMIT\b)", re.IGNORECASE | re.DOTALL
-)
+__all__ = ["phase_of"]
 
 # package -> function -> the phase it runs in.
 _FUNCTIONS: Final[Mapping[str, Mapping[str, Phase]]] = {
@@ -78,13 +74,7 @@ def phase_of(exc: BaseException) -> Phase:
             if phase is not None:
                 found.add(phase)
             variable = _STATEMENTS.get((package, function))
-            if variable is not None and _commits(frame.f_locals.get(variable)):
+            if variable is not None and commits(frame.f_locals.get(variable)):
                 found.add("commit")
         traceback = traceback.tb_next
     return next((phase for phase in _PRECEDENCE if phase in found), "unknown")
-
-
-def _commits(statement: object) -> bool:
-    if isinstance(statement, str):
-        statement = statement[:200].encode(errors="replace")
-    return isinstance(statement, (bytes, bytearray)) and bool(COMMIT_STATEMENT.match(statement))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from retrymw._core.failure import Failure
@@ -18,11 +18,12 @@ def retrymw(exc: BaseException) -> Failure | None:
     return None
 
 
-def with_evidence(failure: Failure, classify: Callable[[BaseException], Failure | None]) -> Failure:
-    """The phase and code from the driver's exception that one of ours was raised from."""
-    if failure.driver != "retrymw" or failure.exception.__cause__ is None:
-        return failure
-    evidence = classify(failure.exception.__cause__)
-    if evidence is None:
-        return failure
-    return replace(failure, phase=evidence.phase, code=evidence.code, driver=evidence.driver)
+def with_evidence(failures: Sequence[Failure]) -> Failure:
+    """The first of a chain's failures; if we raised it, with what the driver's told of it."""
+    first = failures[0]
+    if first.driver != "retrymw" or first.exception.__cause__ is None:
+        return first
+    for evidence in failures:
+        if evidence.driver != "retrymw":
+            return replace(first, phase=evidence.phase, code=evidence.code, driver=evidence.driver)
+    return first

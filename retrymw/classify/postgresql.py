@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from retrymw._core.failure import Failure
-from retrymw.classify._frames import COMMIT_STATEMENT, phase_of
+from retrymw.classify._frames import phase_of
+from retrymw.classify._sql import commits
 from retrymw.exceptions import Kind, Phase
 
 __all__ = ["SQLSTATES", "TEXTS", "psycopg", "psycopg2"]
@@ -56,6 +57,9 @@ TEXTS: Final[tuple[Text, ...]] = (
     Text(
         "remaining connection slots", "too-many-connections", "connect", "postinit.c InitPostgres"
     ),
+    Text("no more connections allowed", "too-many-connections", "connect", "PgBouncer client.c"),
+    Text("query_wait_timeout", "too-many-connections", "connect", "PgBouncer janitor.c"),
+    Text("server conn crashed", "disconnection", None, "PgBouncer server.c"),
     Text("too many connections for", "too-many-connections", "connect", "postinit.c, miscinit.c"),
     Text(
         "the database system is ", "disconnection", "connect", "postmaster.c canAcceptConnections"
@@ -97,24 +101,31 @@ def psycopg2(exc: BaseException) -> Failure | None:
     phase = phase_of(exc)
     cursor = getattr(exc, "cursor", None)
     if phase == "unknown" and cursor is not None:
-        statement = getattr(cursor, "query", None)
-        committing = isinstance(statement, bytes) and COMMIT_STATEMENT.match(statement)
-        phase = "commit" if committing else "execute"
+        phase = "commit" if commits(getattr(cursor, "query", None)) else "execute"
     return _failure(exc, getattr(exc, "pgcode", None), phase, "psycopg2")
 
 
 def _failure(exc: BaseException, code: str | None, phase: Phase, driver: str) -> Failure | None:
-    if code is not None:
+    if code is not None and code != _PROTOCOL_VIOLATION:
         state = SQLSTATES.get(code)
         return state and Failure(state.kind, state.phase or phase, exc, code, driver)
     if not any(base.__name__ in _CODELESS for base in type(exc).__mro__):
         return None
     message = str(exc)
+    denied = any(fragment in message for fragment in _DENIED)
     for text in TEXTS:
+        if denied and text.kind == "disconnection":
+            continue  # one of several addresses was out of reach, but another one answered
         if text.fragment in message:
-            return Failure(text.kind, text.phase or phase, exc, None, driver)
+            return Failure(text.kind, text.phase or phase, exc, code, driver)
     return None
 
+
+# What PgBouncer sends for everything, a pool that has run dry included: its text has to tell.
+_PROTOCOL_VIOLATION: Final = "08P01"
+
+# The server was reached and said no for good: auth.c, postinit.c.
+_DENIED: Final = ("authentication failed", "no pg_hba.conf entry", '" does not exist')
 
 # The classes that failures without an SQLSTATE come in; a ProgrammingError's text proves nothing.
 _CODELESS: Final = ("OperationalError", "InterfaceError")

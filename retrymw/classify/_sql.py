@@ -1,0 +1,47 @@
+"""A look at an SQL statement: does it commit?"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["commits", "without_comments"]
+
+_COMMENT: Final = re.compile(
+    rb"--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:[^*]|\*(?!/))*\*/", re.DOTALL
+)
+_COMMIT: Final = re.compile(rb"(?:COMMIT|END|XA\s+COMMIT)\b", re.IGNORECASE)
+_LATER_COMMIT: Final = re.compile(rb";\s*(?:COMMIT|END|XA\s+COMMIT)\b", re.IGNORECASE)
+
+
+def without_comments(statement: bytes) -> bytes:
+    """The statement from its first word on."""
+    start = 0
+    while True:
+        while statement[start : start + 1].isspace():
+            start += 1
+        comment = _COMMENT.match(statement, start)
+        if comment is None:
+            return statement[start:]
+        start = comment.end()
+
+
+def commits(statement: object) -> bool:
+    """Whether a statement is a COMMIT, or has one among several statements in one.
+
+    Args:
+        statement: text in whatever type a driver takes: str, bytes, psycopg's ``sql`` objects. What
+            is none of these does not commit.
+    """
+    as_string = getattr(statement, "as_string", None)
+    if callable(as_string):
+        try:
+            statement = as_string(None)
+        except Exception:  # a template that can't be put together was never sent
+            return False
+    if isinstance(statement, str):
+        statement = statement.encode(errors="replace")
+    if not isinstance(statement, (bytes, bytearray)):
+        return False
+    text = bytes(statement)
+    return bool(_COMMIT.match(without_comments(text)) or _LATER_COMMIT.search(text))

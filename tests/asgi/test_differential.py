@@ -1,0 +1,333 @@
+"""Various apps, bare and through the middleware, with nothing failing: no difference (G5)."""
+
+import contextlib
+import functools
+
+import anyio
+import anyio.to_thread
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, UploadFile, WebSocket
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import (
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from retrymw.asgi import RetryMiddleware
+
+from .helpers import GONE, Checked, Client, NotOurs, answer, echo, ok, policy, read
+
+pytestmark = pytest.mark.anyio
+
+
+# Raw apps.
+
+
+async def silent(scope, receive, send):
+    return "a result"
+
+
+async def start_only(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+async def unfinished(scope, receive, send):
+    await start_only(scope, receive, send)
+    await send({"type": "http.response.body", "body": b"a", "more_body": True})
+    return "a result"
+
+
+async def raises(scope, receive, send):
+    raise NotOurs
+
+
+async def raises_in_the_middle(scope, receive, send):
+    await unfinished(scope, receive, send)
+    raise NotOurs
+
+
+async def raises_after_a_500(scope, receive, send):
+    await answer(send, status=500)
+    raise NotOurs
+
+
+async def own_503(scope, receive, send):
+    await answer(send, status=503, headers=[("retry-after", "7"), ("retry-outcome", "mine")])
+
+
+async def streams(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise NotOurs
+        await send({"type": "http.response.body", "body": message["body"], "more_body": True})
+        if not message["more_body"]:
+            break
+    await send({"type": "http.response.body"})
+    await send({"type": "http.response.trailers", "headers": [(b"x", b"y")]})
+
+
+async def refuses(scope, receive, send):
+    await answer(send, status=413)
+
+
+async def meddles(scope, receive, send):
+    scope["state"]["user"] = "me"
+    scope["route"] = "/x"
+    del scope["client"]
+    await answer(send)
+
+
+async def waits_for_the_end(scope, receive, send):
+    await read(receive)
+    await answer(send)
+    assert (await receive())["type"] == "http.disconnect"
+    assert (await receive())["type"] == "http.disconnect"
+
+
+async def early(scope, receive, send):
+    await send({"type": "http.response.early_hint", "links": [b"</a>; rel=preload"]})
+    await send({"type": "http.response.debug", "info": {}})
+    await answer(send, await read(receive))
+    assert scope["type"] == "http"
+
+
+async def in_tasks(scope, receive, send):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(echo, scope, receive, send)
+    return await anyio.to_thread.run_sync(lambda: "from a thread")
+
+
+async def half(scope, receive, send):
+    await receive()
+    await answer(send)
+
+
+RAW = {
+    app.__name__: functools.partial(lambda app: app, app)
+    for app in (
+        ok,
+        echo,
+        silent,
+        start_only,
+        unfinished,
+        raises,
+        raises_in_the_middle,
+        raises_after_a_500,
+        own_503,
+        streams,
+        refuses,
+        meddles,
+        waits_for_the_end,
+        early,
+        in_tasks,
+        half,
+    )
+}
+RAW_REQUESTS = [
+    ("GET", "/", []),
+    ("HEAD", "/", []),
+    ("PUT", "/", [b"", b"a", b"", b"b"]),
+    ("POST", "/", [b"a", GONE]),
+]
+
+
+# Frameworks.
+
+
+def starlette():
+    async def home(request):
+        return PlainTextResponse("home", background=BackgroundTask(work))
+
+    async def work():
+        await anyio.lowlevel.checkpoint()
+
+    async def upload(request):
+        return JSONResponse({"length": len(await request.body())})
+
+    async def half_upload(request):
+        async with contextlib.aclosing(request.stream()) as chunks:
+            async for chunk in chunks:
+                return Response(chunk)
+
+    def sync(request):
+        return PlainTextResponse("sync")
+
+    async def stream(request):
+        async def chunks():
+            for number in range(3):
+                yield str(number)
+
+        return StreamingResponse(chunks(), media_type="text/event-stream")
+
+    async def error(request):
+        raise NotOurs
+
+    async def teapot(request):
+        raise HTTPException(418)
+
+    async def redirect(request):
+        return RedirectResponse("/")
+
+    async def file(request):
+        return FileResponse(__file__)
+
+    async def dispatch(request, call_next):
+        response = await call_next(request)
+        response.headers["x-seen"] = "1"
+        return response
+
+    methods = ["GET", "PUT"]
+    routes = [
+        Route("/", home),
+        Route("/upload", upload, methods=methods),
+        Route("/half", half_upload, methods=methods),
+        Route("/sync", sync),
+        Route("/stream", stream),
+        Route("/error", error),
+        Route("/teapot", teapot),
+        Route("/redirect", redirect),
+        Route("/file", file),
+        Mount("/static", StaticFiles(packages=[("starlette", ".")])),
+    ]
+    return Starlette(
+        routes=[*routes, Mount("/mounted", routes=routes)],
+        middleware=[
+            Middleware(GZipMiddleware, minimum_size=100),
+            Middleware(BaseHTTPMiddleware, dispatch=dispatch),
+        ],
+    )
+
+
+def fastapi():
+    app = FastAPI()
+
+    async def session():
+        yield "session"
+
+    @app.get("/")
+    async def home(tasks: BackgroundTasks, session: str = Depends(session)) -> dict[str, str]:
+        tasks.add_task(lambda: None)
+        return {"session": session}
+
+    @app.put("/upload")
+    def upload(item: dict[str, int], session: str = Depends(session, scope="function")):
+        return item
+
+    @app.post("/file")
+    async def file(file: UploadFile):
+        return len(await file.read())
+
+    @app.get("/error")
+    def error():
+        raise NotOurs
+
+    @app.websocket("/ws")
+    async def ws(websocket: WebSocket):
+        raise NotImplementedError
+
+    return app
+
+
+FORM = (
+    b'--b\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\n',
+    b"12345\r\n--b--\r\n",
+)
+CASES = [
+    *[(name, factory, *case) for name, factory in RAW.items() for case in RAW_REQUESTS],
+    *[
+        ("starlette", starlette, method, prefix + path, body)
+        for prefix in ("", "/mounted")
+        for method, path, body in [
+            ("GET", "/", []),
+            ("HEAD", "/", []),
+            ("DELETE", "/", []),
+            ("PUT", "/upload", [b"a", b"b" * 99]),
+            ("PUT", "/upload", [b"a", GONE]),
+            ("PUT", "/half", [b"a", b"b"]),
+            ("GET", "/sync", []),
+            ("GET", "/stream", []),
+            ("GET", "/error", []),
+            ("GET", "/teapot", []),
+            ("GET", "/redirect", []),
+            ("GET", "/file", []),
+            ("GET", "/missing", []),
+            ("PUT", "/upload/", [b"a"]),
+        ]
+    ],
+    ("starlette", starlette, "GET", "/static/py.typed", []),
+    ("starlette", starlette, "GET", "/static/missing", []),
+    ("fastapi", fastapi, "GET", "/", []),
+    ("fastapi", fastapi, "PUT", "/upload", [b'{"a":', b"1}"]),
+    ("fastapi", fastapi, "PUT", "/upload", [b'{"a":']),
+    ("fastapi", fastapi, "POST", "/file", list(FORM)),
+    ("fastapi", fastapi, "GET", "/error", []),
+    ("fastapi", fastapi, "GET", "/openapi.json", []),
+    ("fastapi", fastapi, "GET", "/missing", []),
+]
+HEADERS = [
+    ("host", "test"),
+    ("accept-encoding", "gzip"),
+    ("content-type", "multipart/form-data; boundary=b"),
+]
+
+
+async def observed(wrap, factory, method, path, body, spec):
+    """All that can be seen of a request from outside, and of the app's input from inside."""
+    headers = [
+        (name, "application/json" if name == "content-type" and path == "/upload" else value)
+        for name, value in HEADERS
+    ]
+    client = Client(
+        method, path, body=body, headers=headers, asgi={"version": "3.0", "spec_version": spec}
+    )
+    app = Checked(factory())
+    try:
+        outcome = await client.call(wrap(app))
+    except Exception as exc:  # noqa: BLE001  # it is part of what is compared
+        outcome = repr(exc)
+    scope = {key: value for key, value in client.scope.items() if _is_plain(value)}
+    return {
+        "sent": client.sent,
+        "received": [run.received for run in app.runs],
+        "asked": client.asked,
+        "outcome": outcome,
+        "scope": scope,
+        "keys": set(client.scope),
+        "input": [{key: v for key, v in run.keys.items() if _is_plain(v)} for run in app.runs],
+    }
+
+
+def _is_plain(value):
+    return isinstance(value, (str, bytes, list, int, type(None)))
+
+
+@pytest.mark.parametrize(
+    ("hold", "spec"), [("first-chunk", "2.3"), ("first-chunk", "2.4"), ("until-return", "2.4")]
+)
+@pytest.mark.parametrize(
+    ("factory", "method", "path", "body"),
+    [case[1:] for case in CASES],
+    ids=[f"{name} {method} {path} {len(body)}" for name, _, method, path, body in CASES],
+)
+async def test_no_difference(factory, method, path, body, hold, spec):
+    """G5: when nothing fails, the same messages, input, scope, result and exception, bare or not."""
+    if hold == "until-return" and factory is RAW["waits_for_the_end"]:
+        pytest.skip("who waits for the client's leaving can't hold its answer meanwhile")
+    bare = await observed(lambda app: app, factory, method, path, body, spec)
+    through = await observed(
+        lambda app: RetryMiddleware(app, policy=policy(hold=hold)), factory, method, path, body, spec
+    )
+    assert through == bare

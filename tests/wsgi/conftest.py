@@ -1,0 +1,35 @@
+"""The middleware as the tests of the WSGI shell use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from wsgiref.validate import validator
+
+import pytest
+
+from retrymw.typing import WSGIApp
+
+from .helpers import wrap
+
+
+@pytest.fixture(params=["plain", "validated"])
+def retry(request: pytest.FixtureRequest) -> Callable[..., WSGIApp]:
+    """``wrap``; every test runs again with wsgiref's validator on both sides of the middleware."""
+    if request.param == "plain":
+        return wrap
+
+    def validated(app: WSGIApp, **options: Any) -> WSGIApp:
+        return validator(wrap(validator(app), **options))  # type: ignore[arg-type]
+
+    return validated
+
+
+@pytest.fixture
+def on_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], object]], None]:
+    """Give it a function to call in place of every wait, with the seconds."""
+
+    def replace(wait: Callable[[float], object]) -> None:
+        monkeypatch.setattr("time.sleep", wait)
+
+    return replace
