@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import suppress
 from typing import IO
 
 __all__ = ["Recording"]
@@ -53,6 +54,7 @@ class Recording:
                 self._file = tempfile.TemporaryFile(prefix="retrymw-")  # noqa: SIM115  # close() does
             self._file.seek(self._spilled)
             self._file.write(self._buffer)
+            self._file.flush()
         except OSError:
             logging.getLogger("retrymw").exception("a request body can't be recorded any more")
             self.drop()
@@ -89,7 +91,8 @@ class Recording:
     def close(self) -> None:
         """Forget everything and remove the file."""
         self._buffer = bytearray()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # the disk is full: what could not be written is not missed
+                file.close()
         self._spilled = 0

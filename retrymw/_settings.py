@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from retrymw._core.policy import RetryPolicy
+from retrymw._core.policy import RetryPolicy, is_async
 from retrymw.typing import Hook
 
 __all__ = ["Settings", "is_async"]
@@ -82,13 +81,6 @@ class Settings:
         """Whether as many requests wait as may."""
         most = self.policy.max_waiting
         return len(self.waiting) >= (self._max_waiting() if most is None else most)
-
-
-def is_async(function: Callable[..., object]) -> bool:
-    """Whether calling it gives something to await; also for callable objects."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  # the method itself is looked at
-    )
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:

@@ -14,8 +14,8 @@ from retrymw._asgi_run import Run
 from retrymw._context import Attempt, adopt, forget_frames, is_inside, restore, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
-from retrymw._core.policy import RetryPolicy
-from retrymw._settings import Settings, is_async
+from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._settings import Settings
 from retrymw._threads import in_thread
 from retrymw.classify import classify
 from retrymw.instrumentation import log_trouble, tell

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from retrymw._context import Attempt, adopt, forget_frames, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
-from retrymw._core.policy import RetryPolicy
-from retrymw._settings import Settings, is_async
+from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._settings import Settings
 from retrymw._wsgi_body import Body
 from retrymw._wsgi_run import Run
 from retrymw.classify import classify

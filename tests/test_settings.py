@@ -7,7 +7,8 @@ import functools
 import pytest
 
 from retrymw import RetryPolicy
-from retrymw._settings import Settings, is_async
+from retrymw._core.policy import is_async
+from retrymw._settings import Settings
 
 
 class Database:

@@ -299,6 +299,7 @@ class Exchange:
         passing: Command = RAISE if raised else SEND
         policy = self.policy
         seen = self.dooms if failure is None else (failure, *self.dooms)
+        lost = any(failure.leaves_commit_unknown for failure in seen)
         failure = next((failure for failure in seen if failure.kind in policy.kinds), None)
         if failure is None:
             return self._finish(passing)
@@ -309,7 +310,7 @@ class Exchange:
             self.outcome = "sealed"
             return passing
         wait = policy.wait_before(self.number, failure)
-        commit = Commit.UNKNOWN if failure.leaves_commit_unknown else self.commit
+        commit = Commit.UNKNOWN if lost else self.commit
         if not MAY_REPLAY[self.row][commit]:
             return self._refuse(REFUSALS[commit], wait)
         if self.sealed == "recording":

@@ -17,7 +17,16 @@ from retrymw._core.failure import KINDS, Failure, Kind
 if TYPE_CHECKING:
     from tenacity.wait import wait_base
 
-__all__ = ["OVERRIDABLE", "SAFE_METHODS", "Expose", "Hold", "Mark", "MarkKind", "RetryPolicy"]
+__all__ = [
+    "OVERRIDABLE",
+    "SAFE_METHODS",
+    "Expose",
+    "Hold",
+    "Mark",
+    "MarkKind",
+    "RetryPolicy",
+    "is_async",
+]
 
 # RFC 9110 §9.2.1, and QUERY, which its own specification defines as safe.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
@@ -158,23 +167,34 @@ def _state(replay: int, exc: BaseException) -> RetryCallState:
     return state
 
 
-def _strategy(wait: object) -> None:
-    """Try a strategy out: one that is none would be found out in the first outage."""
-    problem: object = "it can't be called"
-    if callable(wait) and not inspect.isclass(wait):
-        try:
-            seconds = wait(_state(1, Exception("tried out")))
-        except Exception as error:
-            problem = f"it raised {error!r}"
-        else:
-            if isinstance(seconds, (int, float)):
-                return
-            problem = f"it returned {seconds!r}"
-            getattr(seconds, "close", lambda: None)()  # of a coroutine that nobody will await
-    raise TypeError(
-        f"RetryPolicy.wait is {wait!r}, but {problem}; allowed: a tenacity wait strategy, such as "
-        "tenacity.wait_fixed(0.1)"
+def is_async(function: object) -> bool:
+    """Whether calling it gives something to await; also for callable objects."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  # the method itself is looked at
     )
+
+
+def _strategy(wait: Any) -> None:
+    """Refuse what is callable but no strategy: it would be found out in the first outage."""
+    problem: str | None = None
+    if not callable(wait):
+        problem = "it can't be called"
+    elif inspect.isclass(wait):
+        problem = "it is a class, not an object of it"
+    elif is_async(wait):
+        problem = "it is async"
+    else:
+        try:
+            inspect.signature(wait).bind(None)
+        except TypeError as error:
+            problem = f"called with one argument it raises {error!r}"
+        except ValueError:
+            pass  # something built in, which has no signature
+    if problem is not None:
+        raise TypeError(
+            f"RetryPolicy.wait is {wait!r}, but {problem}; allowed: a tenacity wait strategy, such "
+            "as tenacity.wait_fixed(0.1)"
+        )
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:

@@ -8,30 +8,28 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["Transaction"]
+from retrymw.classify import sql
 
-_COMMENTS: Final = rb"\s*(?:/\*(?!!).*?\*/\s*|--\s[^\n]*\n\s*|#[^\n]*\n\s*)*"
+__all__ = ["Transaction"]
 
 
 def _starts(words: bytes) -> re.Pattern[bytes]:
-    return re.compile(_COMMENTS + rb"(?:" + words + rb")\b", re.IGNORECASE | re.DOTALL)
+    return re.compile(rb"(?:" + words + rb")\b", re.IGNORECASE)
 
 
-_COMMIT: Final = _starts(rb"COMMIT|XA\s+COMMIT")
 _ROLLBACK: Final = _starts(rb"ROLLBACK(?!\s+(?:WORK\s+)?TO\b)")
 _BEGIN: Final = _starts(rb"BEGIN|START\s+TRANSACTION")
-_HARMLESS: Final = _starts(
-    rb"\(*\s*SELECT|WITH|SHOW|SET|USE|DESC|DESCRIBE|EXPLAIN|SAVEPOINT|RELEASE|ROLLBACK|VALUES|KILL|HELP"
-)
+_SET: Final = _starts(rb"SET")
 _IMPLICIT_COMMIT: Final = _starts(
     rb"ALTER|CREATE|DROP|RENAME|TRUNCATE|GRANT|REVOKE|LOCK\s+TABLES?|INSTALL|UNINSTALL|FLUSH|RESET"
 )
+_OPAQUE: Final = re.compile(rb"CALL\b|EXECUTE\b|[^;]*;\s*[^;\s]", re.IGNORECASE)
 
 
 class Transaction:
     """Whether the next statement commits work, from the statements that went before it.
 
-    Where it can't be known (``CALL``, several statements in one) the guess errs towards yes.
+    Where that can't be known (``CALL``, several statements in one) it counts as a commit.
     """
 
     __slots__ = ("_explicit", "_work")
@@ -42,24 +40,19 @@ class Transaction:
 
     def commits(self, statement: bytes, *, autocommit: bool) -> bool:
         """Whether ``statement`` makes work durable when the server answers it."""
-        if _COMMIT.match(statement) or _BEGIN.match(statement):
-            return self._work
-        if _IMPLICIT_COMMIT.match(statement):
+        text = sql.without_comments(statement)
+        if _OPAQUE.match(text) or _IMPLICIT_COMMIT.match(text):
             return True
-        if _HARMLESS.match(statement):
-            # SET autocommit=1 commits, and so does any other SET as far as we look into it.
-            return self._work and statement.lstrip()[:3].upper() == b"SET"
-        return autocommit and not self._explicit
+        if _BEGIN.match(text) or _SET.match(text) or sql.commits(text):
+            return self._work  # SET may be SET autocommit=1, which commits
+        return autocommit and not self._explicit and not sql.reads(text)
 
     def answered(self, statement: bytes, *, autocommit: bool) -> None:
         """The server carried ``statement`` out."""
-        if _BEGIN.match(statement):
+        text = sql.without_comments(statement)
+        if _BEGIN.match(text):
             self._explicit, self._work = True, False
-        elif (
-            _COMMIT.match(statement)
-            or _ROLLBACK.match(statement)
-            or _IMPLICIT_COMMIT.match(statement)
-        ):
+        elif _ROLLBACK.match(text) or _IMPLICIT_COMMIT.match(text) or sql.commits(text):
             self._explicit = self._work = False
-        elif not _HARMLESS.match(statement) and (self._explicit or not autocommit):
+        elif not sql.reads(text) and (self._explicit or not autocommit):
             self._work = True

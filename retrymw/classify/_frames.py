@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from retrymw.classify._sql import commits
+from retrymw.classify.sql import commits, reads
 from retrymw.exceptions import Phase
 
-__all__ = ["phase_of"]
+__all__ = ["autocommits", "phase_of"]
 
 # package -> function -> the phase it runs in.
 _FUNCTIONS: Final[Mapping[str, Mapping[str, Phase]]] = {
@@ -74,7 +74,21 @@ def phase_of(exc: BaseException) -> Phase:
             if phase is not None:
                 found.add(phase)
             variable = _STATEMENTS.get((package, function))
-            if variable is not None and commits(frame.f_locals.get(variable)):
-                found.add("commit")
+            if variable is not None:
+                statement = frame.f_locals.get(variable)
+                if commits(statement) or (
+                    autocommits(frame.f_locals.get("self")) and not reads(statement)
+                ):
+                    found.add("commit")
         traceback = traceback.tb_next
     return next((phase for phase in _PRECEDENCE if phase in found), "unknown")
+
+
+def autocommits(owner: object) -> bool:
+    """Whether every statement of this connection, or cursor of one, is a commit of its own."""
+    try:
+        connection = getattr(owner, "connection", None) or owner
+        asked = getattr(connection, "get_autocommit", None)
+        return (asked() if asked is not None else getattr(connection, "autocommit", False)) is True
+    except Exception:  # a connection that is gone may not want to be asked
+        return False

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from retrymw._core.failure import Failure
-from retrymw.classify._frames import phase_of
-from retrymw.classify._sql import commits
+from retrymw.classify._frames import autocommits, phase_of
+from retrymw.classify.sql import commits, reads
 from retrymw.exceptions import Kind, Phase
 
 __all__ = ["SQLSTATES", "TEXTS", "psycopg", "psycopg2"]
@@ -101,7 +101,9 @@ def psycopg2(exc: BaseException) -> Failure | None:
     phase = phase_of(exc)
     cursor = getattr(exc, "cursor", None)
     if phase == "unknown" and cursor is not None:
-        phase = "commit" if commits(getattr(cursor, "query", None)) else "execute"
+        statement = getattr(cursor, "query", None)
+        own_commit = autocommits(cursor) and not reads(statement)
+        phase = "commit" if own_commit or commits(statement) else "execute"
     return _failure(exc, getattr(exc, "pgcode", None), phase, "psycopg2")
 
 

@@ -8,7 +8,7 @@ import pytest
 from psycopg import sql
 
 from retrymw.classify._frames import phase_of
-from retrymw.classify._sql import commits
+from retrymw.classify.sql import commits
 from tests.classify.helpers import passed_through
 
 # Innermost first: (module, function, local variables)

@@ -1,17 +1,22 @@
-"""A look at an SQL statement: does it commit?"""
+"""A look at an SQL statement: does it commit, or leave work to be committed?"""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-__all__ = ["commits", "without_comments"]
+__all__ = ["commits", "reads", "without_comments"]
 
 _COMMENT: Final = re.compile(
     rb"--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:[^*]|\*(?!/))*\*/", re.DOTALL
 )
 _COMMIT: Final = re.compile(rb"(?:COMMIT|END|XA\s+COMMIT)\b", re.IGNORECASE)
 _LATER_COMMIT: Final = re.compile(rb";\s*(?:COMMIT|END|XA\s+COMMIT)\b", re.IGNORECASE)
+_READ: Final = re.compile(
+    rb"(?:\(\s*)*(?:SELECT|SHOW|SET|USE|DESC|DESCRIBE|EXPLAIN|BEGIN|START|SAVEPOINT|RELEASE|"
+    rb"ROLLBACK|VALUES|TABLE|FETCH|DECLARE|CLOSE|LISTEN|KILL|HELP)\b",
+    re.IGNORECASE,
+)
 
 
 def without_comments(statement: bytes) -> bytes:
@@ -30,18 +35,26 @@ def commits(statement: object) -> bool:
     """Whether a statement is a COMMIT, or has one among several statements in one.
 
     Args:
-        statement: text in whatever type a driver takes: str, bytes, psycopg's ``sql`` objects. What
+        statement: in whatever type a driver takes it: str, bytes, psycopg's ``sql`` objects. What
             is none of these does not commit.
     """
+    text = _text(statement)
+    return bool(_COMMIT.match(without_comments(text)) or _LATER_COMMIT.search(text))
+
+
+def reads(statement: object) -> bool:
+    """Whether a statement leaves no work to be committed; in doubt it does."""
+    text = _text(statement)
+    return bool(_READ.match(without_comments(text))) and b";" not in text.rstrip(b"; \t\r\n")
+
+
+def _text(statement: object) -> bytes:
     as_string = getattr(statement, "as_string", None)
     if callable(as_string):
         try:
             statement = as_string(None)
         except Exception:  # a template that can't be put together was never sent
-            return False
+            return b""
     if isinstance(statement, str):
-        statement = statement.encode(errors="replace")
-    if not isinstance(statement, (bytes, bytearray)):
-        return False
-    text = bytes(statement)
-    return bool(_COMMIT.match(without_comments(text)) or _LATER_COMMIT.search(text))
+        return statement.encode(errors="replace")
+    return bytes(statement) if isinstance(statement, (bytes, bytearray)) else b""
