@@ -61,6 +61,7 @@ class Run(Running):
         self._receive = receive
         self._send = send
         self.over = False
+        self.endpoint = None
         self.status: int | None = None
         self.released = False
         self._held: list[Message] | None = None
@@ -90,7 +91,12 @@ class Run(Running):
 
     @property
     def method(self) -> str:
-        return str(self.request["method"])
+        return str(self.snapshot["method"])
+
+    @property
+    def path(self) -> str:
+        """The request's path, as it came."""
+        return str(self.snapshot["path"])
 
     def seal_exchange(self) -> None:
         if self.released:
@@ -266,7 +272,7 @@ class Run(Running):
     def _exposed(self, message: Message) -> Message:
         if message["type"] != "http.response.start":
             return message
-        report = self.exchange.report(monotonic(), self.request["path"])
+        report = self.exchange.report(monotonic(), self.path)
         headers = list(message.get("headers", ()))
         told = _reply.missing(
             _reply.headers(report, self.settings.policy.expose),
@@ -279,7 +285,7 @@ class Run(Running):
         accept = b",".join(
             value for name, value in self.request["headers"] if name.lower() == b"accept"
         )
-        report = self.exchange.report(monotonic(), self.request["path"])
+        report = self.exchange.report(monotonic(), self.path)
         headers, body = _reply.reply(
             refusal, report, self.settings.policy.expose, accept.decode("latin-1")
         )

@@ -39,7 +39,16 @@ _making: Final = threading.Lock()
 class Running:
     """A run of the app. Its attempt and exchange are made when somebody asks: few requests do."""
 
-    __slots__ = ("_attempt", "number", "over", "released", "request", "settings", "started")
+    __slots__ = (
+        "_attempt",
+        "endpoint",
+        "number",
+        "over",
+        "released",
+        "request",
+        "settings",
+        "started",
+    )
 
     settings: Settings
     request: Any  # the ASGI scope or the WSGI environ
@@ -47,6 +56,7 @@ class Running:
     number: int
     over: bool
     released: bool  # the client has a part of the response
+    endpoint: object  # for integrations to set, where the request does not have it
     _attempt: Attempt | None
 
     @property
@@ -171,7 +181,10 @@ class Attempt:
 
     def look_for_mark(self) -> None:
         """For the shells: tell the exchange the mark of the endpoint that was routed to, if any."""
-        endpoint = self._run.settings.find_endpoint(self._run.request)
+        run = self._run
+        endpoint = run.endpoint
+        if endpoint is None:
+            endpoint = run.settings.find_endpoint(run.request)
         mark = read_mark(endpoint, self._exchange.method)
         if mark is not None:  # a replay that fails before it is routed is still of that endpoint
             self._exchange.mark = mark

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
 from typing import Any
 
 from retrymw._recording import Recording
@@ -10,11 +10,12 @@ from retrymw._recording import Recording
 __all__ = ["RecordedInput"]
 
 
-class RecordedInput:
+class RecordedInput(io.RawIOBase):
     """A file-like object over the server's input, at byte 0 whatever earlier attempts have read.
 
     A live read is as long, or as short, as the server's. Where the recording ends within a read,
-    the rest comes from the server.
+    the rest comes from the server. What ``io.RawIOBase`` has besides, iteration over lines for one,
+    comes of these methods.
     """
 
     def __init__(self, live: Any, recording: Recording) -> None:
@@ -69,18 +70,14 @@ class RecordedInput:
         view[: len(data)] = data
         return len(data)
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        line = self.readline()
-        if not line:
-            raise StopIteration
-        return line
+    def readable(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def _behind(self) -> bool:
-        return self._position < self._recording.size and not self._recording.dropped
+        recording = self._recording
+        return self._position < recording.size and not (recording.dropped or recording.closed)
 
     def _record(self, chunk: bytes, *, ended: bool = False) -> bytes:
         recording = self._recording

@@ -20,7 +20,17 @@ class Recording:
     a worker thread where blocking matters.
     """
 
-    __slots__ = ("_buffer", "_file", "_limit", "_memory", "_spilled", "dropped", "ended", "size")
+    __slots__ = (
+        "_buffer",
+        "_file",
+        "_limit",
+        "_memory",
+        "_spilled",
+        "closed",
+        "dropped",
+        "ended",
+        "size",
+    )
 
     def __init__(self, memory: int, limit: int) -> None:
         self._memory = memory
@@ -30,11 +40,12 @@ class Recording:
         self._spilled = 0
         self.size = 0
         self.dropped = False
+        self.closed = False
         self.ended = False  # the body is over: there is nothing live to read after this
 
     def add(self, chunk: bytes) -> None:
         """Record what was handed to the app; past the limit, drop the whole recording."""
-        if self.dropped:
+        if self.dropped or self.closed:
             return
         self.size += len(chunk)
         if self.size > self._limit:
@@ -89,7 +100,8 @@ class Recording:
         self.close()
 
     def close(self) -> None:
-        """Forget everything and remove the file."""
+        """Forget everything and remove the file; nothing is recorded from here on."""
+        self.closed = True
         self._buffer = bytearray()
         file, self._file = self._file, None
         if file is not None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from retrymw._context import running
 from retrymw._wsgi_run import Run
 
-__all__ = ["Body"]
+__all__ = ["Body", "SizedBody"]
 
 _END: Final[Any] = object()
 
@@ -26,13 +26,15 @@ class Body:
         *,
         succeed: Callable[[Run], None],
         fail: Callable[[Run, BaseException], None],
+        error: Exception | None = None,
     ) -> None:
         self._run = run
         self._held = iter(run.held)
         self._rest = run.rest
         self._succeed = succeed
         self._fail = fail
-        self._ended = False
+        self._error = error  # for close() to raise
+        self._ended = error is not None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -44,17 +46,25 @@ class Body:
             chunk = self._guard(next, self._rest, _END)
             if chunk is not _END:
                 return chunk  # type: ignore[no-any-return]  # the app's own
-        self.close()
+        try:
+            self._end()
+        except Exception as exc:
+            self._error = exc  # the body is complete: it belongs to close()
         raise StopIteration
 
     def close(self) -> None:
         """Close what the app returned, once, and end the exchange."""
         self._held = iter(())
+        self._end()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _end(self) -> None:
         if not self._ended:
             self._guard(self._run.close)
-            if not self._ended:
-                self._ended = True
-                self._succeed(self._run)
+            self._ended = True
+            self._succeed(self._run)
 
     def _guard(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run app code as part of the attempt."""
@@ -65,6 +75,13 @@ class Body:
             self._ended = True
             self._fail(run, exc)
             raise
+
+
+class SizedBody(Body):
+    """The same of what has a length: servers tell the Content-Length of a body of one chunk."""
+
+    def __len__(self) -> int:
+        return self._run.length or 0
 
 
 def _as_run(run: Run, function: Callable[..., Any], *args: Any) -> Any:

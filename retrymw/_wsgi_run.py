@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from time import monotonic
 from typing import Any, Final
 
 from retrymw import _reply
-from retrymw._context import Attempt, Running, restore
+from retrymw._context import Attempt, Running, forget_frames
 from retrymw._core.exchange import Refuse
 from retrymw._input import RecordedInput
 from retrymw._recording import Recording
@@ -29,7 +29,9 @@ class Run(Running):
     Attributes:
         held: body bytes that the client has not been given, written or yielded.
         rest: the app's iterable where there may be more, in ``iter``; None when there is not.
+        complete: the app's iterable has come to its end, in good order.
         plain: nothing is to be added to the start, and nothing keeps it from being sent.
+        length: how many chunks the app's iterable says that it has, if it does.
         passed: a ``wsgi.file_wrapper``, for the server's eyes only.
     """
 
@@ -39,9 +41,11 @@ class Run(Running):
         "_start_response",
         "_write",
         "call",
+        "complete",
         "context",
         "headers",
         "held",
+        "length",
         "own_context",
         "passed",
         "plain",
@@ -69,9 +73,12 @@ class Run(Running):
         self._write: Write | None = None
         self._close: Callable[[], object] | None = None
         self.over = False
+        self.endpoint = None
+        self.length: int | None = None
         self.released = False
         self.held: list[bytes] = []
         self.plain = False
+        self.complete = False
         self.rest: Iterator[bytes] | None = None
         self.passed: Iterable[bytes] | None = None
         if previous is None:
@@ -108,7 +115,12 @@ class Run(Running):
 
     @property
     def method(self) -> str:
-        return str(self.request["REQUEST_METHOD"])
+        return str(self.snapshot["REQUEST_METHOD"])
+
+    @property
+    def path(self) -> str:
+        """The request's path, as it came."""
+        return str(self.snapshot.get("PATH_INFO", ""))
 
     @property
     def status(self) -> int | None:
@@ -121,7 +133,6 @@ class Run(Running):
         environ = self.request
         environ.clear()
         environ.update(self.snapshot)
-        restore(self.context)
         return Run(self.settings, environ, start_response, self)
 
     def seal_exchange(self) -> None:
@@ -166,11 +177,13 @@ class Run(Running):
 
     def take(self, result: Iterable[bytes]) -> None:
         """Take from what the app returned until it is worth releasing, or over and closed."""
+        if isinstance(result, Sized):
+            self.length = len(result)
         if type(result) in (list, tuple):
             self.held.extend(result)
             return
         self._close = getattr(result, "close", None)
-        if _is_file_wrapper(result, self.request):
+        if _is_file_wrapper(result, self.request) and not (self.holds_bodies and self._is_doomed):
             self.passed = result
             return
         self.rest = rest = iter(result)
@@ -180,8 +193,10 @@ class Run(Running):
             if chunk:
                 self.held.append(chunk)
                 if self.worth_releasing or self.status_line is None:
+                    self.start()
                     return
         self.rest = None
+        self.complete = True
         self.close()
 
     @property
@@ -208,6 +223,10 @@ class Run(Running):
             for name, value in self.headers
         )
 
+    @property
+    def _is_doomed(self) -> bool:
+        return self._attempt is not None and bool(self.exchange.dooms)
+
     def close(self) -> None:
         """Close what the app returned, once."""
         close, self._close = self._close, None
@@ -222,11 +241,18 @@ class Run(Running):
             self.call(self.close)
         except Exception:
             log_trouble("closing what a failed attempt returned raised")
+        finally:
+            # The wait may be long, and what the app left in these may hold a connection (G8).
+            if self._exc_info is not None:
+                forget_frames(self._exc_info[1])
+            self._exc_info = self.rest = self.passed = None
 
     # What the client gets.
 
     def start(self) -> None:
-        """Give the server the start, if there is one."""
+        """Give the server the start, once, if there is one."""
+        if self.released:
+            return
         self.released = True
         self.plain = False
         status, headers = self.status_line, self.headers
@@ -243,15 +269,14 @@ class Run(Running):
 
     def release(self) -> None:
         """Give the server the start and what is held, by its ``write``."""
-        if not self.released:
-            self.start()
+        self.start()
         held, self.held = self.held, []
         for data in held:
             if self._write is not None:
                 self._write(data)
 
     def _exposed(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        report = self.exchange.report(monotonic(), self.request.get("PATH_INFO", ""))
+        report = self.exchange.report(monotonic(), self.path)
         return headers + _reply.missing(
             _reply.headers(report, self.settings.policy.expose), (name for name, _ in headers)
         )
@@ -264,7 +289,7 @@ class Run(Running):
     def refuse(self, refusal: Refuse, start_response: StartResponse) -> list[bytes]:
         """Answer 503."""
         environ = self.request
-        report = self.exchange.report(monotonic(), environ.get("PATH_INFO", ""))
+        report = self.exchange.report(monotonic(), self.path)
         headers, body = _reply.reply(
             refusal, report, self.settings.policy.expose, environ.get("HTTP_ACCEPT", "")
         )
@@ -278,4 +303,6 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 
 def _is_file_wrapper(result: object, environ: Environ) -> bool:
     wrapper = environ.get("wsgi.file_wrapper")
-    return isinstance(wrapper, type) and isinstance(result, wrapper)
+    if isinstance(wrapper, type):
+        return isinstance(result, wrapper)
+    return callable(wrapper) and hasattr(result, "filelike")  # mod_wsgi's is a function

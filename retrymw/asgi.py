@@ -100,7 +100,11 @@ class RetryMiddleware:
         context: contextvars.Context | None = None
         try:
             while True:
-                command = self._ended(run, error)
+                try:
+                    command = self._ended(run, error)
+                except BaseException:  # an integration's find_endpoint
+                    await _undo(run)
+                    raise
                 if isinstance(command, (SendHeld, Raise)):
                     if context is not None:
                         adopt(context)
@@ -188,7 +192,7 @@ class RetryMiddleware:
 
     def _tell(self, run: Run, next_in: float | None = None) -> None:
         if run.exchange.failures:
-            report = run.exchange.report(monotonic(), run.request["path"], next_in)
+            report = run.exchange.report(monotonic(), run.path, next_in)
             tell(self._settings.hooks, report)
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Final
 
-from retrymw._context import Attempt, adopt, forget_frames, running
+from retrymw._context import Attempt, adopt, forget_frames, is_inside, restore, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
 from retrymw._core.policy import RetryPolicy, is_async
 from retrymw._settings import Settings
-from retrymw._wsgi_body import Body
+from retrymw._wsgi_body import Body, SizedBody
 from retrymw._wsgi_run import Run
 from retrymw.classify import classify
 from retrymw.instrumentation import log_trouble, tell
@@ -69,17 +69,17 @@ class RetryMiddleware:
             _warn_of_flask(app)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if running.get() is not None:
+        if is_inside(running.get()):
             return self.app(environ, start_response)
         run = Run(self._settings, environ, start_response)
         error: Exception | None = None
+        result: Iterable[bytes] | None = None
         token = running.set(run)
         try:
             result = self.app(environ, run.start_response)
             if type(result) is list and run._attempt is None and run.plain:
                 run.over = True
-                if run.recording is not None:
-                    run.recording.close()
+                run.forget_body()
                 start_response(run.status_line or "", run.headers)
                 return result
             run.take(result)
@@ -90,6 +90,7 @@ class RetryMiddleware:
             raise
         finally:
             running.reset(token)
+            result = None  # or what it has would be held while we wait
         try:
             return self._conclude(run, error, start_response)
         finally:
@@ -99,86 +100,102 @@ class RetryMiddleware:
         self, run: Run, error: Exception | None, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Do what the exchange says until it is over."""
-        exchange = run.exchange
-        while True:
-            command = self._ended(run, error)
-            if run.own_context is not None and isinstance(command, (Send, Raise)):
-                adopt(run.own_context)
-            if isinstance(command, Send):
-                return self._sent(run)
-            if isinstance(command, Raise):
-                try:
-                    if run.held:
-                        run.release()
-                finally:
-                    self._fail(run)
-                if error is not None:
-                    raise error
-            self._undo(run)
-            if isinstance(command, Replay):
-                self._tell(run, next_in=command.after)
-                forget_frames(exchange.failures[-1].exception)
-                error = None
-                try:
-                    self._wait(run, command.after)
-                except BaseException:
-                    exchange.abandon()
+        try:
+            while True:
+                command = self._ended(run, error)
+                if run.own_context is not None and isinstance(command, (Send, Raise)):
+                    adopt(run.own_context)
+                if isinstance(command, Send):
+                    return self._sent(run)
+                if isinstance(command, Raise) and error is not None:
+                    return self._pass(run, error)
+                self._undo(run)
+                restore(run.context)
+                if isinstance(command, Replay):
+                    self._tell(run, next_in=command.after)
+                    forget_frames(error, run.exchange.failures[-1].exception)
+                    error = None
+                    command = self._wait(run, command)
+                if isinstance(command, Refuse):
                     self._tell(run)
                     run.forget_body()
+                    return run.refuse(command, start_response)
+                self._settings.waiting.discard(run.exchange)
+                run = run.again(start_response)
+                try:
+                    run.call(self._run_app, run)
+                except Exception as exc:
+                    error = exc
+                except BaseException:
+                    self._fail(run)
                     raise
-                command = exchange.begin(monotonic()) or command
-            if isinstance(command, Refuse):
-                self._tell(run)
-                run.forget_body()
-                return run.refuse(command, start_response)
-            run = run.again(start_response)
-            try:
-                run.call(self._run_app, run)
-            except Exception as exc:
-                error = exc
-            except BaseException:
-                self._fail(run)
-                raise
+        finally:
+            self._settings.waiting.discard(run.exchange)
+            error = None  # as above
 
     def _run_app(self, run: Run) -> None:
         running.set(run)
         run.take(self.app(run.request, run.start_response))
 
     def _ended(self, run: Run, error: BaseException | None) -> Command:
-        if run.released or (error is None and (run.rest or run.passed) is not None):
-            run.exchange.seal("response")
-        elif run.recording is not None and run.recording.dropped:
-            run.exchange.seal("recording")
-        run.attempt.look_for_mark()
-        return run.exchange.ended(
+        """What to do; a replay takes its place among those that wait at once."""
+        run.seal_exchange()
+        try:
+            run.attempt.look_for_mark()
+        except BaseException:
+            self._fail(run)
+            raise
+        command = run.exchange.ended(
             monotonic(),
             failure=None if error is None else classify(error),
             raised=error is not None,
             status=run.status,
             overloaded=self._settings.overloaded,
         )
+        if isinstance(command, Replay):
+            self._settings.waiting.add(run.exchange)
+        return command
 
     def _sent(self, run: Run) -> Iterable[bytes]:
         """What to return to the server: the very object that the app returned where possible."""
         callbacks = run.attempt.success_callbacks
         passed = run.passed
-        if passed is not None:
-            if callbacks is None:
-                run.release()
-                self._succeed(run)
-                return passed
-            run.rest = iter(passed)
-        if not run.released:
+        try:
+            if passed is not None:
+                if callbacks is None and run.recording is None:
+                    run.release()
+                    self._succeed(run)
+                    return passed
+                run.rest = iter(passed)
             run.start()
+        except BaseException:  # the server would not have it
+            self._fail(run)
+            raise
         if run.rest is None:
             _release(run)  # before the client gets its bytes: it may be slow
             if callbacks is None:
                 self._succeed(run)
                 return run.held
-        return Body(run, succeed=self._succeed, fail=self._broke)
+        body = Body if run.length is None else SizedBody
+        return body(run, succeed=self._succeed, fail=self._broke)
+
+    def _pass(self, run: Run, error: Exception) -> Iterable[bytes]:
+        """Let through what the app raised, after what the client is to have of the response."""
+        try:
+            if (
+                run.complete
+            ):  # it was close() that raised: the server is to hear of it when it closes
+                run.start()
+                return Body(run, succeed=self._succeed, fail=self._broke, error=error)
+            if run.held:
+                run.release()
+        finally:
+            self._fail(run)
+        raise error
 
     def _broke(self, run: Run, error: BaseException) -> None:
         """A response that the client has a part of broke off: there is nothing left to decide."""
+        run.exchange.seal("response")
         self._ended(run, error)
         self._fail(run)
 
@@ -190,29 +207,40 @@ class RetryMiddleware:
             _call_back(callback)
 
     def _fail(self, run: Run) -> None:
-        self._undo(run)
-        self._tell(run)
-        run.forget_body()
+        try:
+            self._undo(run)
+        finally:
+            self._tell(run)
+            run.forget_body()
 
     def _undo(self, run: Run) -> None:
-        run.discard()
+        """Close, roll back, release, call back, whatever becomes of the one before."""
         attempt = run.attempt
-        for database in list(attempt.resources or ()):
-            _guarded("rollback", database, attempt)
-        _release(run)
+        try:
+            run.discard()
+        finally:
+            try:
+                for database in list(attempt.resources or ()):
+                    _guarded("rollback", database, attempt)
+            finally:
+                _release(run)
         for callback in attempt.rollback_callbacks or ():
             _call_back(callback)
 
-    def _wait(self, run: Run, seconds: float) -> None:
-        self._settings.waiting.add(run)
+    def _wait(self, run: Run, command: Replay) -> Command:
+        """Wait for the next attempt; what to do then."""
         try:
-            time.sleep(seconds)  # looked up at each call: gevent replaces it
-        finally:
-            self._settings.waiting.discard(run)
+            time.sleep(command.after)  # looked up at each call: gevent replaces it
+        except BaseException:
+            run.exchange.abandon()
+            self._tell(run)
+            run.forget_body()
+            raise
+        return run.exchange.begin(monotonic()) or command
 
     def _tell(self, run: Run, next_in: float | None = None) -> None:
         if run.exchange.failures:
-            report = run.exchange.report(monotonic(), run.request.get("PATH_INFO", ""), next_in)
+            report = run.exchange.report(monotonic(), run.path, next_in)
             tell(self._settings.hooks, report)
 
 

@@ -63,6 +63,7 @@ def test_gives_back_what_was_added(parts, limits, size, spills):
             recording.spill()
         assert recording.size == len(body)
         assert everything(recording.read, size) == body
+        assert body.startswith(recording.read(0, size))
     assert recording.dropped == (len(body) > limit)
     recording.close()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from flask import Flask
-from flask.signals import got_request_exception
-from werkzeug.exceptions import HTTPException
+from flask import Flask, request
+from flask.signals import got_request_exception, request_started
 
-from retrymw._context import current_attempt
+from retrymw._context import current_attempt, running
 from retrymw._core.policy import RetryPolicy
 from retrymw.typing import Environ, Hook
 from retrymw.wsgi import RetryMiddleware
@@ -55,23 +54,12 @@ class Retry:
         if "retrymw" in app.extensions:
             raise RuntimeError(f"{app!r} is wrapped already; call Retry.init_app() once for an app")
 
-        def find_endpoint(environ: Environ) -> object:
-            # Routed anew: when the app has returned, Flask has forgotten the request.
-            adapter = app.create_url_adapter(app.request_class(environ, populate_request=False))
-            if adapter is None:
-                return None
-            try:
-                endpoint, _ = adapter.match()
-            except HTTPException:
-                return None
-            return app.view_functions.get(endpoint)
-
         middleware = RetryMiddleware(
             app.wsgi_app,
             policy=self._policy,
             databases=self._databases,
             hooks=self._hooks,
-            find_endpoint=find_endpoint,
+            find_endpoint=_not_routed,
         )
         handle_user_exception = app.handle_user_exception
 
@@ -82,6 +70,7 @@ class Retry:
         # The signal is not sent for what an error handler takes, so the method is wrapped as well.
         app.handle_user_exception = see_and_handle  # type: ignore[method-assign]
         got_request_exception.connect(_saw, app)
+        request_started.connect(_routed, app)
         app.wsgi_app = middleware  # type: ignore[assignment,method-assign]  # as Flask documents
         app.extensions["retrymw"] = self
 
@@ -90,3 +79,15 @@ def _saw(sender: Flask, *, exception: BaseException, **_: Any) -> None:
     attempt = current_attempt(None)
     if attempt is not None:
         attempt.saw(exception)
+
+
+def _routed(sender: Flask, **_: Any) -> None:
+    """Note the view: when the app has returned, Flask has forgotten it."""
+    run = running.get()
+    if run is not None and request.endpoint is not None:
+        run.endpoint = sender.view_functions.get(request.endpoint)
+
+
+def _not_routed(environ: Environ) -> object:
+    """The request failed before it was routed, so it has no mark."""
+    return None

@@ -52,7 +52,7 @@ class NotOurs(Exception):
 
 
 class Client:
-    """One request, from the server's side: gives the body, takes the response, is strict about both.
+    """One request, from the server's side: gives the body, takes the response, strict about both.
 
     Args:
         body: the chunks, in order. `GONE` among them: the client leaves. An event among them: what

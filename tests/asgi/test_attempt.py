@@ -1,8 +1,10 @@
 """What an app can say and ask through ``current_attempt()``."""
 
+import asyncio
 import threading
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from retrymw import TooManyConnections, current_attempt
@@ -32,9 +34,8 @@ async def test_numbers_key_and_failures():
 
     async def look(scope, receive, send):
         attempt = current_attempt()
-        seen.append(
-            (attempt.number, attempt.is_replay, attempt.key, [f.exception for f in attempt.failures])
-        )
+        failed = [failure.exception for failure in attempt.failures]
+        seen.append((attempt.number, attempt.is_replay, attempt.key, failed))
 
     async def last(scope, receive, send):
         await look(scope, receive, send)
@@ -106,6 +107,49 @@ async def test_is_last_when_the_recording_was_dropped():
     assert seen == [False, True]
 
 
+async def test_asking_whether_it_is_the_last_changes_nothing():
+    """G2: an attempt that asks while one of its tasks waits for the body is replayed even so."""
+    asking, never = anyio.Event(), anyio.Event()
+
+    async def listen(receive):
+        asking.set()
+        await receive()
+
+    async def app(scope, receive, send):
+        attempt = current_attempt()
+        if attempt.is_replay:
+            return await answer(send)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen, receive)
+            await asking.wait()
+            await anyio.wait_all_tasks_blocked()
+            assert not attempt.is_last
+            tasks.cancel_scope.cancel()
+        assert not attempt.is_last
+        raise lost()
+
+    client = await request(app, Client("PUT", body=[never, b"body"]))
+    assert client.status == 200
+
+
+async def test_attempt_that_is_over_seals_nothing_by_asking():
+    """G1: a task of attempt 1 that asks whether it was the last leaves attempt 2 as it is."""
+    attempts, asked = [], []
+
+    async def app(scope, receive, send):
+        attempts.append(current_attempt())
+        asked.append(attempts[0].is_last)
+        if len(attempts) < 3:
+            raise lost()
+        asked.append(attempts[2].is_last)
+        await answer(send)
+
+    client = await request(app)
+    assert client.status == 200
+    assert len(attempts) == 3
+    assert asked[-1] is False
+
+
 @pytest.mark.parametrize("reason", ["", None, 5])
 async def test_fence_needs_a_reason(reason):
     """A fence without a reason helps nobody who reads the log."""
@@ -123,10 +167,9 @@ async def test_doom_takes_any_exception(exc):
     reports = []
 
     async def app(scope, receive, send):
-        if current_attempt().is_replay:
-            return await answer(send)
-        current_attempt().doom(exc)
-        await answer(send, status=500)
+        if not current_attempt().is_replay:
+            current_attempt().doom(exc)
+        await answer(send, status=200 if current_attempt().is_replay else 500)
 
     client = await request(app, hooks=[reports.append])
     assert client.status == 200
@@ -142,6 +185,19 @@ async def test_doom_by_something_unknown_may_have_been_the_commit():
 
     client = await request(app, Client("PUT"))
     assert client.header("retry-outcome") == "unknown"
+
+
+@pytest.mark.parametrize("exc", [KeyboardInterrupt(), asyncio.CancelledError()], ids=type)
+async def test_doom_by_a_base_exception_is_no_reason_to_replay(exc):
+    """G6: a layer that saw a cancellation saw no failure."""
+
+    async def app(scope, receive, send):
+        current_attempt().doom(exc)
+        await answer(send, b"mine", 500)
+
+    client = await request(app)
+    assert client.body == b"mine"
+    assert len(client.runs) == 1
 
 
 async def test_late_doom_does_not_reach_the_next_attempt():

@@ -1,5 +1,6 @@
 """The request body: recorded as it is read, read again by a replay (G1, G2, G5)."""
 
+import contextlib
 import tempfile
 
 import anyio
@@ -125,10 +126,9 @@ async def test_answer_without_reading_reads_nothing(status, failures):
 
 
 async def test_waiting_does_not_ask_a_client_that_waits_for_100_continue():
-    """G5: a client that asks before it sends is not told to send by our listening for its leaving."""
+    """G5: a client that asks before it sends is not told to by our listening for its leaving."""
     client = Client("PUT", headers=[("expect", "100-continue")], body=[b"x"])
-    policy = RetryPolicy(wait=wait_fixed(0.01))
-    await request(Flaky(lost(), lost()), client, policy=policy)
+    await request(Flaky(lost(), lost()), client, policy=RetryPolicy(wait=wait_fixed(0.01)))
     assert client.status == 200
     assert client.asked == 0
 
@@ -348,10 +348,8 @@ async def test_disk_is_given_back_however_the_exchange_ends(files, end, first_re
 
     app = Flaky(lost(), first=reading(first_read), then=then)
     with anyio.CancelScope() as cancel:
-        try:
+        with contextlib.suppress(NotOurs):
             await request(app, client, policy=policy(body_memory=20, max_replays=1))
-        except NotOurs:
-            pass
     assert app.calls == 2
     assert len(files) == 1
     assert files[0].closed
@@ -372,12 +370,38 @@ async def test_disk_is_given_back_without_a_replay(files, end):
         await answer(send)
 
     with anyio.CancelScope() as cancel:
-        try:
+        with contextlib.suppress(NotOurs):
             await request(app, client, policy=policy(body_memory=20))
-        except NotOurs:
-            pass
     assert len(files) == 1
     assert files[0].closed
+
+
+@pytest.mark.parametrize("method", ["write", "open"])
+async def test_full_disk_costs_the_replay_not_the_request(method, monkeypatch, caplog):
+    """G2: where the recording can't be kept the app reads on, and a failure is ``sealed``."""
+
+    class Full:
+        def __init__(self, *args, **kwargs):
+            if method == "open":
+                raise OSError("no space left")
+
+        def seek(self, position):
+            pass
+
+        def write(self, data):
+            raise OSError("no space left")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
+    chunks = [b"x" * 9] * 9
+    client = await request(echo, Client("PUT", body=chunks), policy=policy(body_memory=10))
+    assert client.body == b"x" * 81
+    assert any(record.exc_info for record in caplog.records)
+    app = Flaky(lost(), first=reading(9))
+    client = await request(app, Client("PUT", body=chunks), policy=policy(body_memory=10))
+    assert (client.status, client.header("retry-outcome")) == (503, "sealed")
 
 
 async def test_sealed_by_the_response_outweighs_the_recording():
@@ -390,9 +414,7 @@ async def test_sealed_by_the_response_outweighs_the_recording():
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
 
     with pytest.raises(DisconnectionError) as caught:
-        await request(
-            Flaky(error, first=half), client, policy=policy(body_memory=5, body_limit=11)
-        )
+        await request(Flaky(error, first=half), client, policy=policy(body_memory=5, body_limit=11))
     assert caught.value is error
 
 

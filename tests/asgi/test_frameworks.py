@@ -250,7 +250,7 @@ async def test_later_chunk_of_a_stream_fails(spec):
 
 @SPECS
 async def test_upload_and_streaming_answer(spec):
-    """G5: a replay reads the whole upload, and Starlette's listening for the leaving disturbs not."""
+    """G5: a replay reads the whole upload; Starlette's listening meanwhile disturbs nothing."""
     fail = Failing(lost())
 
     async def endpoint(request):
@@ -290,7 +290,7 @@ async def test_client_that_leaves_a_stream():
 
 @pytest.mark.parametrize("status", [200, 500])
 async def test_background_task(status):
-    """G5: a background task runs once, after the response; below 500 the response has left by then."""
+    """G5: a background task runs once; a response below 500 has left by then."""
     client, seen = Client(), []
 
     async def work():
@@ -427,7 +427,7 @@ async def test_commit_that_fails_after_the_response():
 
 
 async def test_commit_that_fails_with_until_return():
-    """G1: with ``hold="until-return"`` the response waits for the commit, and is replayed with it."""
+    """G1: with ``hold="until-return"`` the response waits for the commit, and goes with it."""
     events, client = [], Client()
     await request(
         recorded(fastapi(events, Failing(lost())), events, client),

@@ -45,7 +45,7 @@ def script(client, *messages, seen):
     ids=["chunks", "empty first", "empty", "empty twice", "bare", "404", "500", "503"],
 )
 async def test_start_is_held_until_bytes_or_the_end(messages, seen):
-    """G5: the start waits for the first bytes or the end of the body, a 5xx for the app's return."""
+    """G5: the start waits for the first bytes or the body's end, a 5xx for the app's return."""
     client, found = Client(), []
     await request(script(client, *messages, seen=found), client)
     assert found == seen
@@ -53,7 +53,7 @@ async def test_start_is_held_until_bytes_or_the_end(messages, seen):
 
 
 async def test_start_without_a_body_is_sent():
-    """G5: an app that starts a response and returns leaves the rest to the server, as without us."""
+    """G5: what an app that only starts a response leaves undone is the server's, as without us."""
     client, seen = Client(), []
     await request(script(client, start(), seen=seen), client)
     assert seen == [0]
@@ -238,10 +238,11 @@ async def test_doomed_5xx_is_replayed(status):
     """A 5xx of an attempt in which a database layer saw a failure is not the app's last word."""
 
     async def app(scope, receive, send):
-        if current_attempt().is_replay:
-            return await answer(send)
-        current_attempt().doom(lost())
-        await answer(send, b"sorry", status)
+        if not current_attempt().is_replay:
+            current_attempt().doom(lost())
+            await answer(send, b"sorry", status)
+        else:
+            await answer(send)
 
     client = await request(app)
     assert (client.status, client.body) == (200, b"ok")
@@ -279,7 +280,7 @@ async def test_doomed_attempt_without_an_answer_is_replayed():
 
     async def app(scope, receive, send):
         if current_attempt().is_replay:
-            return await answer(send)
+            await answer(send)
         current_attempt().doom(lost())
 
     assert (await request(app)).status == 200

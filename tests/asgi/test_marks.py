@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
@@ -145,7 +145,7 @@ async def check(app, method, path, replayed, **settings):
 @pytest.mark.parametrize("prefix", ["", "/mounted", "/deep/er", "/router", "/inside"])
 @pytest.mark.parametrize(("method", "path", "replayed"), OUTCOMES)
 async def test_starlette(prefix, method, path, replayed):
-    """G3: functions, classes and their methods are found on routes, however deep they are mounted."""
+    """G3: functions, classes and their methods are found on routes, however deep the mounts."""
     await check(STARLETTE, method, prefix + path, replayed)
 
 
@@ -166,9 +166,7 @@ async def test_base_http_middleware_inside():
         ran.append(request.url.path)
         return await call_next(request)
 
-    app = Starlette(
-        routes=ROUTES, middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)]
-    )
+    app = Starlette(routes=ROUTES, middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)])
     await check(app, "POST", "/safe", True)
     await check(app, "POST", "/unmarked", False)
     assert ran == ["/safe", "/safe", "/unmarked"]
@@ -235,8 +233,6 @@ async def test_fastapi(prefix, method, path, replayed):
 
 async def test_mark_of_a_dependencys_failure():
     """G3: a failure before the endpoint, in a dependency say, is judged by the endpoint's mark."""
-    from fastapi import Depends
-
     app = FastAPI()
 
     def dependency():
@@ -289,6 +285,25 @@ async def test_own_way_to_find_the_endpoint():
         app, Client("POST"), find_endpoint=lambda scope: scope.get("my.endpoint")
     )
     assert client.status == 200
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_finding_the_endpoint_may_fail(failures, caplog):
+    """G7: an error in an integration's own code is logged, and hides neither answer nor failure."""
+
+    async def app(scope, receive, send):
+        if current_attempt().number <= failures:
+            raise lost()
+        await answer(send)
+
+    def find(scope):
+        return scope["my.endpoint"]
+
+    client = await request(app, find_endpoint=find)
+    assert client.status == 200
+    assert len(client.runs) == failures + 1
+    client = await request(Flaky(lost()), Client("POST"), find_endpoint=find)
+    assert client.header("retry-outcome") == "not-replayable"
 
 
 # Overrides.

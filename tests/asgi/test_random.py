@@ -12,6 +12,7 @@ from .helpers import GONE, Client, lost, policy, request
 pytestmark = pytest.mark.anyio
 
 CHUNKS = st.lists(st.binary(max_size=12), max_size=6)
+LAST = st.sampled_from([b"", b"end"])
 
 
 @settings(max_examples=300)
@@ -36,9 +37,7 @@ async def test_every_attempt_reads_the_clients_bytes(
     body = [item for gate, chunk in zip(gates, chunks, strict=False) for item in (gate[1], chunk)]
     if breaks_off:
         body.append(GONE)
-    client = Client(
-        "PUT", body=body, headers=[("expect", "100-continue")] if expects else []
-    )
+    client = Client("PUT", body=body, headers=[("expect", "100-continue")] if expects else [])
     finals = []
 
     async def app(scope, receive, send):
@@ -72,9 +71,7 @@ async def test_every_attempt_reads_the_clients_bytes(
 def responses(draw):
     """A response: its messages, and how many of them are sent before the failure."""
     status = draw(st.sampled_from([200, 404, 500, 503]))
-    chunks = draw(st.lists(st.binary(max_size=12), max_size=4)) + [
-        draw(st.sampled_from([b"", b"end"]))
-    ]
+    chunks = [*draw(st.lists(st.binary(max_size=12), max_size=4)), draw(LAST)]
     headers = draw(st.lists(st.sampled_from([(b"x", b"1"), (b"set-cookie", b"a=b")]), unique=True))
     messages = [{"type": "http.response.start", "status": status, "headers": headers}]
     messages += [

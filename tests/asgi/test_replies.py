@@ -76,7 +76,11 @@ async def test_expose(expose, failures, told, status):
 
 @pytest.mark.parametrize(
     ("expose", "told"),
-    [("replayed", ALL | {"retry-after"}), ("always", ALL | {"retry-after"}), ("never", {"retry-after"})],
+    [
+        ("replayed", ALL | {"retry-after"}),
+        ("always", ALL | {"retry-after"}),
+        ("never", {"retry-after"}),
+    ],
 )
 async def test_expose_of_the_503(expose, told):
     """What never is exposed is what happened; when to come back is said in any case."""
@@ -150,7 +154,7 @@ JSON, HTML, TEXT = (
     ],
 )
 async def test_503_is_negotiated(accept, content_type):
-    """G10: the 503 is problem+json, HTML or text, as the client likes, and says nothing internal."""
+    """G10: the 503 is problem+json, HTML or text, as the client likes; nothing internal leaks."""
     headers = [] if accept is None else [("accept", accept)]
     client = await request(Flaky(*[lost()] * 9), Client(headers=headers))
     assert client.status == 503
@@ -231,7 +235,7 @@ async def test_dropped_headers_of_the_failed_attempt():
 @pytest.mark.parametrize("make", [None, FakeDatabase, FakeAsyncDatabase])
 @pytest.mark.parametrize("max_waiting", [0, 1, 3])
 async def test_only_so_many_requests_wait(max_waiting, make):
-    """G2: one request more than may wait is refused at once, ``overload``, also if all fail at once."""
+    """G2: one request more than may wait is refused at once, also if all fail at once."""
     many, outcomes, waiting = 6, [], set()
     database = make and make()
     together = anyio.Event()
@@ -268,6 +272,28 @@ async def test_only_so_many_requests_wait(max_waiting, make):
         tasks.cancel_scope.cancel()
     assert len(waiting) == max_waiting
     assert outcomes == [(503, "overload")] * (many - max_waiting)
+
+
+async def test_replay_that_runs_does_not_wait_any_more():
+    """G2: who runs again has left its place among those that wait to the next one."""
+    running, done = anyio.Event(), anyio.Event()
+
+    async def app(scope, receive, send):
+        if not current_attempt().is_replay:
+            raise lost()
+        if scope["path"] == "/slow":
+            running.set()
+            await done.wait()
+        await answer(send)
+
+    middleware = RetryMiddleware(app, policy=policy(max_waiting=1))
+    slow, quick = Client(path="/slow"), Client(path="/quick")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(slow.call, middleware)
+        await running.wait()
+        await quick.call(middleware)
+        done.set()
+    assert (slow.status, quick.status) == (200, 200)
 
 
 async def test_overload_tells_when_to_come_back():

@@ -174,7 +174,7 @@ async def test_wait_of_a_cancelled_exchange_makes_room():
     """G2: an exchange whose wait was cancelled, or whose client left, does not count any more."""
     middleware = RetryMiddleware(Flaky(*[lost()] * 3), policy=patient(max_waiting=1))
     with anyio.CancelScope() as cancel:
-        await Client(on_receive=lambda: cancel.cancel()).call(middleware)
+        await Client(on_receive=cancel.cancel).call(middleware)
     await Client(body=[GONE]).call(middleware)
     client = Client(body=[GONE])
     await client.call(middleware)
@@ -226,7 +226,7 @@ async def test_asyncios_own_cancellation_during_the_wait():
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("end", ["failure", "error", "cancellation", "answer"])
 async def test_asyncios_own_cancellation_during_the_undoing(end):
-    """G8: a second ``task.cancel()``, in the middle of rolling back, leaves no connection behind."""
+    """G8: another ``task.cancel()``, in the middle of undoing, leaves no connection behind."""
     reached, released = anyio.Event(), anyio.Event()
 
     async def slow():
@@ -290,7 +290,7 @@ async def test_asyncios_own_cancellation_is_not_swallowed():
 @DATABASES
 @pytest.mark.parametrize("failures", [1, 2])
 async def test_cancellation_during_the_undoing_waits_for_it(make, failures):
-    """G8: a scope that is cancelled while an attempt is undone ends after that, and nothing runs."""
+    """G8: a scope that is cancelled while an attempt is undone ends after that; nothing runs."""
     client = Client()
 
     def stop():
@@ -324,7 +324,7 @@ async def test_group_with_a_base_exception_passes():
 
 
 async def test_cancellation_while_the_held_response_is_sent():
-    """G6: a cancellation that arrives while the held 500 leaves is not answered by anything else."""
+    """G6: a cancellation that arrives while the held 500 leaves ends the exchange."""
     client = Client()
 
     async def send(message):

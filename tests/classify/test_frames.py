@@ -136,6 +136,12 @@ def test_statements_one_of_which_commits(statement):
     assert "execute" not in phases(statement).values()
 
 
+@pytest.mark.parametrize("statement", ["CALL pay(17)", "/* shop */ call pay(17)"])
+def test_procedure_that_may_commit(statement):
+    """G4: what a procedure does can't be seen, and it may COMMIT."""
+    assert "execute" not in phases(statement).values()
+
+
 @pytest.mark.parametrize("statement", NO_COMMITS)
 def test_statement_that_does_not_commit(statement):
     """A statement with the word somewhere in it is none."""

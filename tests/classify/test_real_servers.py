@@ -388,6 +388,43 @@ def test_psycopg_transaction_block(postgresql: PostgreSQL) -> None:
         assert verdict(caught(lose, inside=False)) == ("disconnection", "execute")
 
 
+def test_psycopg_autocommit_of_many(postgresql: PostgreSQL) -> None:
+    """G4: executemany() and copy() are their own COMMIT in autocommit, like execute()."""
+
+    def execute(connection: psycopg.Connection[Any]) -> None:
+        postgresql.kill_connections()
+        with connection.cursor() as cursor:
+            cursor.executemany("INSERT INTO many VALUES (%s)", [(1,), (2,)])
+
+    def copy(connection: psycopg.Connection[Any]) -> None:
+        with connection.cursor() as cursor, cursor.copy("COPY many FROM STDIN") as target:
+            target.write_row((3,))
+            postgresql.kill_connections()
+
+    arguments = postgresql.connect_args(autocommit=True)
+    with closing(psycopg.connect(**arguments)) as connection:
+        run(connection, "CREATE TABLE many (a INT)")
+    try:
+        for lose in (execute, copy):
+            with closing(psycopg.connect(**arguments)) as connection:
+                assert classify(caught(lose, connection)).leaves_commit_unknown, lose
+    finally:
+        postgresql.execute("DROP TABLE many")
+
+
+def test_psycopg_transaction_block_in_autocommit(postgresql: PostgreSQL) -> None:
+    """In a ``with connection.transaction()`` nothing is its own COMMIT, in autocommit either."""
+    with closing(psycopg.connect(**postgresql.connect_args(autocommit=True))) as connection:
+
+        def lose() -> None:
+            with connection.transaction():
+                connection.execute("SELECT 1")
+                postgresql.kill_connections()
+                connection.execute("DELETE FROM nothing")
+
+        assert verdict(caught(lose)) == ("disconnection", "execute")
+
+
 # SQLAlchemy.
 
 DIALECTS = {
