@@ -40,7 +40,6 @@ class Run(Running):
         "ahead",
         "context",
         "gone",
-        "recording",
         "snapshot",
         "state",
         "status",
@@ -78,7 +77,7 @@ class Run(Running):
             state = scope.get("state")
             self.state = dict(state) if state is not None else None
             self.context = contextvars.copy_context()
-            self.recording: Recording | None = None
+            self.recording = None
             self.ahead: list[Message] | None = None
             self.gone = False
         else:
@@ -98,14 +97,11 @@ class Run(Running):
         """The request's path, as it came."""
         return str(self.snapshot["path"])
 
-    def seal_exchange(self) -> None:
-        if self.released:
-            self.exchange.seal("response")
-        elif self.recording is not None and self.recording.dropped:
-            self.exchange.seal("recording")
-        elif self._asking and not (self.recording is not None and self.recording.ended):
-            # A task that outlives the attempt waits for the body: what it takes can't be replayed.
-            self.exchange.seal("recording")
+    @property
+    def body_is_taken(self) -> bool:
+        """Whether a task that outlives the attempt waits for the body: it takes what can't be
+        replayed."""
+        return self._asking and not (self.recording is not None and self.recording.ended)
 
     def again(self, receive: Receive, send: Send) -> Run:
         """The wiring of the next attempt; the scope is what it was, the body starts at byte 0."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 import traceback
 import uuid
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, overload
 
-from retrymw._core.exchange import Exchange
+from retrymw._core.exchange import Exchange, Sealed
 from retrymw._core.failure import Failure
+from retrymw._recording import Recording
 from retrymw._settings import Settings
 from retrymw.classify import classify
 from retrymw.marks import read_mark
@@ -44,6 +46,7 @@ class Running:
         "endpoint",
         "number",
         "over",
+        "recording",
         "released",
         "request",
         "settings",
@@ -55,6 +58,7 @@ class Running:
     started: float
     number: int
     over: bool
+    recording: Recording | None
     released: bool  # the client has a part of the response
     endpoint: object  # for integrations to set, where the request does not have it
     _attempt: Attempt | None
@@ -64,9 +68,13 @@ class Running:
         """The request's method."""
         raise NotImplementedError
 
-    def seal_exchange(self) -> None:
-        """Tell the exchange what is sealed by now."""
-        raise NotImplementedError
+    @property
+    def sealed(self) -> Sealed | None:
+        """What keeps a replay from following, as far as this run knows."""
+        if self.released:
+            return "response"
+        recording = self.recording
+        return "recording" if recording is not None and recording.dropped else None
 
     @property
     def attempt(self) -> Attempt:
@@ -120,8 +128,7 @@ class Attempt:
     def is_last(self) -> bool:
         """Whether no replay follows this attempt, however it fails, as far as is known now."""
         self.look_for_mark()
-        self._run.seal_exchange()
-        return not self._exchange.may_replay_again
+        return self._run.sealed is not None or not self._exchange.may_replay_again
 
     @property
     def key(self) -> str:
@@ -183,9 +190,13 @@ class Attempt:
         """For the shells: tell the exchange the mark of the endpoint that was routed to, if any."""
         run = self._run
         endpoint = run.endpoint
-        if endpoint is None:
-            endpoint = run.settings.find_endpoint(run.request)
-        mark = read_mark(endpoint, self._exchange.method)
+        try:
+            if endpoint is None:
+                endpoint = run.settings.find_endpoint(run.request)
+            mark = read_mark(endpoint, self._exchange.method)
+        except Exception:  # an integration's or an endpoint's own code must not hide the failure
+            logging.getLogger("retrymw").exception("looking for the endpoint's mark failed")
+            return
         if mark is not None:  # a replay that fails before it is routed is still of that endpoint
             self._exchange.mark = mark
 

@@ -53,16 +53,6 @@ class RecordedInput(io.RawIOBase):
             line += self._record(part)
         return line
 
-    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
-        """The lines that are left, up to about ``hint`` bytes if that is positive."""
-        lines, total = [], 0
-        for line in self:
-            lines.append(line)
-            total += len(line)
-            if hint is not None and 0 < hint <= total:
-                break
-        return lines
-
     def readinto(self, buffer: Any, /) -> int:
         """Fill ``buffer`` as far as a read goes; how many bytes that were."""
         view = memoryview(buffer).cast("B")

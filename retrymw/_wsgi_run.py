@@ -49,7 +49,6 @@ class Run(Running):
         "own_context",
         "passed",
         "plain",
-        "recording",
         "rest",
         "snapshot",
         "status_line",
@@ -89,7 +88,7 @@ class Run(Running):
             self.context = contextvars.copy_context()
             self.own_context: contextvars.Context | None = None
             self.call: Callable[..., Any] = _call
-            self.recording: Recording | None = None
+            self.recording = None
         else:
             self.started, self.context = previous.started, previous.context
             self.number = previous.exchange.number
@@ -134,12 +133,6 @@ class Run(Running):
         environ.clear()
         environ.update(self.snapshot)
         return Run(self.settings, environ, start_response, self)
-
-    def seal_exchange(self) -> None:
-        if self.released:
-            self.exchange.seal("response")
-        elif self.recording is not None and self.recording.dropped:
-            self.exchange.seal("recording")
 
     # What the app does.
 

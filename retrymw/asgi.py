@@ -100,11 +100,7 @@ class RetryMiddleware:
         context: contextvars.Context | None = None
         try:
             while True:
-                try:
-                    command = self._ended(run, error)
-                except BaseException:  # an integration's find_endpoint
-                    await _undo(run)
-                    raise
+                command = self._ended(run, error)
                 if isinstance(command, (SendHeld, Raise)):
                     if context is not None:
                         adopt(context)
@@ -150,7 +146,9 @@ class RetryMiddleware:
 
     def _ended(self, run: Run, error: Exception | None) -> Command:
         """What to do; a replay takes its place among those that wait at once."""
-        run.seal_exchange()
+        sealed = run.sealed or ("recording" if run.body_is_taken else None)
+        if sealed is not None:
+            run.exchange.seal(sealed)
         run.attempt.look_for_mark()
         command = run.exchange.ended(
             monotonic(),

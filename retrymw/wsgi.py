@@ -139,12 +139,9 @@ class RetryMiddleware:
 
     def _ended(self, run: Run, error: BaseException | None) -> Command:
         """What to do; a replay takes its place among those that wait at once."""
-        run.seal_exchange()
-        try:
-            run.attempt.look_for_mark()
-        except BaseException:
-            self._fail(run)
-            raise
+        if run.sealed is not None:
+            run.exchange.seal(run.sealed)
+        run.attempt.look_for_mark()
         command = run.exchange.ended(
             monotonic(),
             failure=None if error is None else classify(error),

@@ -118,6 +118,10 @@ def test_every_attempt_reads_the_clients_bytes(body, shorts, make, limits, attem
             if name in ("read", "readinto"):
                 assert expected[0].startswith(data)
                 assert bool(data) == bool(expected[0])
+            elif name == "readlines":  # whose hint is one
+                hint = arguments[0] if arguments and (arguments[0] or 0) > 0 else len(body)
+                assert got == expected[: len(got)]
+                assert len(data) >= min(hint, len(body) - position)
             else:
                 assert got == expected
             position += len(data)
@@ -211,6 +215,12 @@ def test_iterating_gives_lines():
     assert next(first) == b"one\n"
     assert list(RecordedInput(live, recording)) == [b"one\n", b"two\n", b"three"]
     recording.close()
+
+
+def test_wrapped_by_the_io_module():
+    """The io module's readers can be put on top of it, as on the server's own input."""
+    stream = RecordedInput(Live("größer\nkleiner\n".encode()), Recording(100, 100))
+    assert list(io.TextIOWrapper(io.BufferedReader(stream), "utf-8")) == ["größer\n", "kleiner\n"]
 
 
 @pytest.mark.parametrize("kind", [bytearray, lambda n: memoryview(bytearray(n))])

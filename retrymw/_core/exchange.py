@@ -61,6 +61,7 @@ __all__ = [
     "Replay",
     "Report",
     "Row",
+    "Sealed",
     "Send",
 ]
 
@@ -76,6 +77,10 @@ Outcome = Literal[
     "abandoned",
 ]
 """How an exchange in which something failed ended; ``abandoned``: the client had left."""
+
+
+Sealed = Literal["response", "recording"]
+"""What keeps a replay from following: the response is out, or the recording of the body is gone."""
 
 
 class Row(Enum):
@@ -208,14 +213,14 @@ class Exchange:
         self.failures: tuple[Failure, ...] = ()
         self.outcome: Outcome | None = None
         self.fenced: str | None = None
-        self.sealed: Literal["response", "recording"] | None = None
+        self.sealed: Sealed | None = None
         self.dooms: tuple[Failure, ...] = ()
         self._commits_open = 0
         self._commits_seen = False
 
     # What happens during an attempt.
 
-    def seal(self, by: Literal["response", "recording"]) -> None:
+    def seal(self, by: Sealed) -> None:
         """No replay any more. A released response outweighs a dropped recording."""
         if self.sealed != "response":
             self.sealed = by

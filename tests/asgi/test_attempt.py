@@ -401,16 +401,16 @@ async def test_rollback_is_not_told_of_a_success():
 @pytest.mark.parametrize("async_", [False, True])
 async def test_rollback_callback_that_hangs_is_given_up(async_, monkeypatch):
     """G6: nothing that undoes may hang on for good, a cancelled request least of all."""
-    monkeypatch.setattr(shell, "_UNDO_SECONDS", 0.05, raising=False)
+    monkeypatch.setattr(shell, "_UNDO_SECONDS", 0.05)
     done, hanging = threading.Event(), threading.Event()
 
     def hang():
         hanging.set()
-        done.wait(1)
+        done.wait(3)
 
     async def hang_async():
         hanging.set()
-        await anyio.sleep(1)
+        await anyio.sleep(3)
 
     async def app(scope, receive, send):
         current_attempt().on_rollback(hang_async if async_ else hang)
@@ -422,7 +422,7 @@ async def test_rollback_callback_that_hangs_is_given_up(async_, monkeypatch):
         await request(app)
     done.set()
     assert hanging.is_set()
-    assert anyio.current_time() - began < 0.9
+    assert anyio.current_time() - began < 2
 
 
 async def test_attempt_is_readable():

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 
 import anyio
 import anyio.to_thread
@@ -29,6 +30,10 @@ from retrymw.asgi import RetryMiddleware
 from .helpers import GONE, Checked, Client, NotOurs, answer, echo, ok, policy, read
 
 pytestmark = pytest.mark.anyio
+
+
+# On 3.10, BaseHTTPMiddleware leaves its generators to the collector, of which trio warns.
+NO_LITTER = sys.version_info >= (3, 11)
 
 
 # Raw apps.
@@ -115,27 +120,24 @@ async def half(scope, receive, send):
     await answer(send)
 
 
-RAW = {
-    app.__name__: functools.partial(lambda app: app, app)
-    for app in (
-        ok,
-        echo,
-        silent,
-        start_only,
-        unfinished,
-        raises,
-        raises_in_the_middle,
-        raises_after_a_500,
-        own_503,
-        streams,
-        refuses,
-        meddles,
-        waits_for_the_end,
-        early,
-        in_tasks,
-        half,
-    )
-}
+RAW = (
+    ok,
+    echo,
+    silent,
+    start_only,
+    unfinished,
+    raises,
+    raises_in_the_middle,
+    raises_after_a_500,
+    own_503,
+    streams,
+    refuses,
+    meddles,
+    waits_for_the_end,
+    early,
+    in_tasks,
+    half,
+)
 RAW_REQUESTS = [
     ("GET", "/", []),
     ("HEAD", "/", []),
@@ -205,7 +207,7 @@ def starlette():
         routes=[*routes, Mount("/mounted", routes=routes)],
         middleware=[
             Middleware(GZipMiddleware, minimum_size=100),
-            Middleware(BaseHTTPMiddleware, dispatch=dispatch),
+            *([Middleware(BaseHTTPMiddleware, dispatch=dispatch)] if NO_LITTER else []),
         ],
     )
 
@@ -244,38 +246,41 @@ FORM = (
     b'--b\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\n',
     b"12345\r\n--b--\r\n",
 )
-CASES = [
-    *[(name, factory, *case) for name, factory in RAW.items() for case in RAW_REQUESTS],
-    *[
-        ("starlette", starlette, method, prefix + path, body)
-        for prefix in ("", "/mounted")
-        for method, path, body in [
-            ("GET", "/", []),
-            ("HEAD", "/", []),
-            ("DELETE", "/", []),
-            ("PUT", "/upload", [b"a", b"b" * 99]),
-            ("PUT", "/upload", [b"a", GONE]),
-            ("PUT", "/half", [b"a", b"b"]),
-            ("GET", "/sync", []),
-            ("GET", "/stream", []),
-            ("GET", "/error", []),
-            ("GET", "/teapot", []),
-            ("GET", "/redirect", []),
-            ("GET", "/file", []),
-            ("GET", "/missing", []),
-            ("PUT", "/upload/", [b"a"]),
-        ]
-    ],
-    ("starlette", starlette, "GET", "/static/py.typed", []),
-    ("starlette", starlette, "GET", "/static/missing", []),
-    ("fastapi", fastapi, "GET", "/", []),
-    ("fastapi", fastapi, "PUT", "/upload", [b'{"a":', b"1}"]),
-    ("fastapi", fastapi, "PUT", "/upload", [b'{"a":']),
-    ("fastapi", fastapi, "POST", "/file", list(FORM)),
-    ("fastapi", fastapi, "GET", "/error", []),
-    ("fastapi", fastapi, "GET", "/openapi.json", []),
-    ("fastapi", fastapi, "GET", "/missing", []),
+STARLETTE_REQUESTS = [
+    ("GET", "/", []),
+    ("HEAD", "/", []),
+    ("DELETE", "/", []),
+    ("PUT", "/upload", [b"a", b"b" * 99]),
+    ("PUT", "/upload", [b"a", GONE]),
+    ("PUT", "/half", [b"a", b"b"]),
+    ("GET", "/sync", []),
+    ("GET", "/stream", []),
+    ("GET", "/error", []),
+    ("GET", "/teapot", []),
+    ("GET", "/redirect", []),
+    ("GET", "/file", []),
+    ("GET", "/missing", []),
+    ("PUT", "/upload/", [b"a"]),
+    ("GET", "/mounted/", []),
+    ("PUT", "/mounted/upload", [b"a", b"b"]),
+    ("GET", "/mounted/missing", []),
+    ("GET", "/static/py.typed", []),
+    ("GET", "/static/missing", []),
 ]
+FASTAPI_REQUESTS = [
+    ("GET", "/", []),
+    ("PUT", "/upload", [b'{"a":', b"1}"]),
+    ("PUT", "/upload", [b'{"a":']),
+    ("POST", "/file", list(FORM)),
+    ("GET", "/error", []),
+    ("GET", "/openapi.json", []),
+    ("GET", "/missing", []),
+]
+CASES = {
+    **{app.__name__: (functools.partial(lambda app: app, app), RAW_REQUESTS) for app in RAW},
+    "starlette": (starlette, STARLETTE_REQUESTS),
+    "fastapi": (fastapi, FASTAPI_REQUESTS),
+}
 HEADERS = [
     ("host", "test"),
     ("accept-encoding", "gzip"),
@@ -283,7 +288,7 @@ HEADERS = [
 ]
 
 
-async def observed(wrap, factory, method, path, body, spec):
+async def observed(wrap, app, method, path, body, spec):
     """All that can be seen of a request from outside, and of the app's input from inside."""
     headers = [
         (name, "application/json" if name == "content-type" and path == "/upload" else value)
@@ -292,13 +297,14 @@ async def observed(wrap, factory, method, path, body, spec):
     client = Client(
         method, path, body=body, headers=headers, asgi={"version": "3.0", "spec_version": spec}
     )
-    app = Checked(factory())
+    app = Checked(app)
     try:
         outcome = await client.call(wrap(app))
     except Exception as exc:  # noqa: BLE001  # it is part of what is compared
         outcome = repr(exc)
     scope = {key: value for key, value in client.scope.items() if _is_plain(value)}
     return {
+        "request": (method, path, body),
         "sent": client.sent,
         "received": [run.received for run in app.runs],
         "asked": client.asked,
@@ -316,16 +322,15 @@ def _is_plain(value):
 @pytest.mark.parametrize(
     ("hold", "spec"), [("first-chunk", "2.3"), ("first-chunk", "2.4"), ("until-return", "2.4")]
 )
-@pytest.mark.parametrize(
-    ("factory", "method", "path", "body"),
-    [case[1:] for case in CASES],
-    ids=[f"{name} {method} {path} {len(body)}" for name, _, method, path, body in CASES],
-)
-async def test_no_difference(factory, method, path, body, hold, spec):
+@pytest.mark.parametrize("name", CASES)
+async def test_no_difference(name, hold, spec):
     """G5: when nothing fails: the same messages, input, scope, result, exception, bare or not."""
-    if hold == "until-return" and factory is RAW["waits_for_the_end"]:
+    if hold == "until-return" and name == "waits_for_the_end":
         pytest.skip("who waits for the client's leaving can't hold its answer meanwhile")
-    bare = await observed(Checked, factory, method, path, body, spec)
+    factory, requests = CASES[name]
     middleware = functools.partial(RetryMiddleware, policy=policy(hold=hold))
-    through = await observed(middleware, factory, method, path, body, spec)
-    assert through == bare
+    one, other = factory(), factory()
+    for made in requests:
+        bare = await observed(Checked, one, *made, spec)
+        through = await observed(middleware, other, *made, spec)
+        assert through == bare

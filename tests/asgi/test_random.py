@@ -2,7 +2,7 @@
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retrymw import DisconnectionError, current_attempt
@@ -15,7 +15,6 @@ CHUNKS = st.lists(st.binary(max_size=12), max_size=6)
 LAST = st.sampled_from([b"", b"end"])
 
 
-@settings(max_examples=300)
 @given(
     chunks=CHUNKS,
     arrivals=st.lists(st.integers(1, 4), min_size=6, max_size=6),
@@ -91,7 +90,6 @@ def released(messages, hold, body_memory):
     return any(message["body"] or not message["more_body"] for message in bodies)
 
 
-@settings(max_examples=300)
 @given(
     failing=st.lists(responses(), max_size=3),
     last=responses(),

@@ -46,7 +46,7 @@ async def test_one_replay_is_singular():
 async def test_server_timing_measures_the_exchange():
     """The duration is that of the whole exchange, waits included, in milliseconds."""
     client = await request(Flaky(lost()), policy=RetryPolicy(wait=wait_fixed(0.02)))
-    assert 20 <= int(re.search(r"dur=(\d+)", client.header("server-timing"))[1]) < 5000
+    assert 19 <= int(re.search(r"dur=(\d+)", client.header("server-timing"))[1]) < 5000
 
 
 @pytest.mark.parametrize("status", [200, 404, 500])
@@ -267,7 +267,7 @@ async def test_only_so_many_requests_wait(max_waiting, make):
     async with anyio.create_task_group() as tasks:
         for number in range(many):
             tasks.start_soon(one, number)
-        with anyio.move_on_after(0.5):
+        with anyio.move_on_after(5):
             await done.wait()
         tasks.cancel_scope.cancel()
     assert len(waiting) == max_waiting

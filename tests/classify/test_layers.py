@@ -7,6 +7,7 @@ import sqlite3
 import pymysql
 import pytest
 import sqlalchemy
+import sqlalchemy.orm.exc
 from sqlalchemy.pool import QueuePool
 
 from retrymw.classify import classify
@@ -57,6 +58,8 @@ def test_sqlalchemy_pool_run_dry():
         sqlalchemy.exc.IntegrityError("INSERT", {}, pymysql.IntegrityError(1062, "Duplicate")),
         sqlalchemy.exc.ProgrammingError("SELEC", {}, pymysql.ProgrammingError(1064, "Syntax")),
         sqlalchemy.exc.NoResultFound("none"),
+        sqlalchemy.exc.PendingRollbackError("flush failed", code="7s2a"),
+        sqlalchemy.orm.exc.StaleDataError("stale"),
     ],
 )
 def test_sqlalchemy_not_ours(exc):

@@ -106,6 +106,11 @@ def test_wait_that_can_not_work_is_refused_at_start_up(wait):
         RetryPolicy(wait=wait)
 
 
+def test_wait_without_a_signature():
+    """A builtin that does not tell its parameters is taken at its word."""
+    assert RetryPolicy(wait=min).wait is min
+
+
 @pytest.mark.parametrize("methods", [{"GET PUT"}, {"GET,PUT"}, {" GET"}, {"GET\n"}])
 def test_methods_are_tokens(methods):
     """A set whose string can't be a method, as when it was not split, is refused (RFC 9110)."""
