@@ -7,7 +7,7 @@ the frames the exception passed through. SQL text is looked at too: ``execute("C
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from retrymw.classify.sql import commits, reads
 from retrymw.exceptions import Phase
@@ -53,6 +53,8 @@ _STATEMENTS: Final[Mapping[tuple[str, str], str]] = {
     ("MySQLdb", "_query"): "q",
     ("MySQLdb", "query"): "query",
     ("psycopg", "execute"): "query",
+    ("psycopg", "executemany"): "query",
+    ("psycopg", "copy"): "statement",
     ("sqlalchemy", "do_execute"): "statement",
 }
 
@@ -87,7 +89,9 @@ def phase_of(exc: BaseException) -> Phase:
 def autocommits(owner: object) -> bool:
     """Whether every statement of this connection, or cursor of one, is a commit of its own."""
     try:
-        connection = getattr(owner, "connection", None) or owner
+        connection: Any = getattr(owner, "connection", None) or owner
+        if getattr(connection, "_num_transactions", 0):  # in a block of psycopg's transaction()
+            return False
         asked = getattr(connection, "get_autocommit", None)
         return (asked() if asked is not None else getattr(connection, "autocommit", False)) is True
     except Exception:  # a connection that is gone may not want to be asked

@@ -10,7 +10,7 @@ __all__ = ["commits", "reads", "without_comments"]
 _COMMENT: Final = re.compile(
     rb"--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:[^*]|\*(?!/))*\*/", re.DOTALL
 )
-_COMMIT: Final = re.compile(rb"(?:COMMIT|END|XA\s+COMMIT)\b", re.IGNORECASE)
+_COMMIT: Final = re.compile(rb"(?:COMMIT|END|XA\s+COMMIT|CALL)\b", re.IGNORECASE)
 _LATER_COMMIT: Final = re.compile(rb";\s*(?:COMMIT|END|XA\s+COMMIT)\b", re.IGNORECASE)
 _READ: Final = re.compile(
     rb"(?:\(\s*)*(?:SELECT|SHOW|SET|USE|DESC|DESCRIBE|EXPLAIN|BEGIN|START|SAVEPOINT|RELEASE|"
@@ -32,7 +32,7 @@ def without_comments(statement: bytes) -> bytes:
 
 
 def commits(statement: object) -> bool:
-    """Whether a statement is a COMMIT, or has one among several statements in one.
+    """Whether a statement is a COMMIT, has one in it, or may, as the CALL of a procedure.
 
     Args:
         statement: in whatever type a driver takes it: str, bytes, psycopg's ``sql`` objects. What

@@ -138,6 +138,10 @@ async def test_message_may_be_reused_by_the_app(hold, status):
     """G5: what an app does with a message after it was sent changes nothing of what was sent."""
 
     async def app(scope, receive, send):
+        hint = {"type": "http.response.early_hint", "links": [b"</a>"]}
+        await send(hint)
+        hint["links"] = [b"</b>"]
+        await send(hint)
         headers = [(b"x", b"1")]
         message = start(status, headers)
         await send(message)
@@ -154,7 +158,8 @@ async def test_message_may_be_reused_by_the_app(hold, status):
     client = await request(app, policy=policy(hold=hold))
     assert client.status == status
     assert client.header("x") == "1"
-    assert [m.get("body") for m in client.sent[1:]] == [b"a", b"b", b"c", b""]
+    assert [m["links"] for m in client.sent[:2]] == [[b"</a>"], [b"</b>"]]
+    assert [m.get("body") for m in client.sent[3:]] == [b"a", b"b", b"c", b""]
 
 
 async def test_headers_may_be_any_iterable():

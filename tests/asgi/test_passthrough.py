@@ -262,6 +262,56 @@ async def test_receive_that_outlives_its_attempt_takes_nothing(read_first):
     assert client.status == 503 or client.body == (b"abc" if read_first else b"bc")
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_receive_that_outlives_its_attempt_takes_nothing_beside_another():
+    """G1: the same where the attempt itself was given a chunk meanwhile."""
+    first, second = anyio.Event(), anyio.Event()
+    client = Client("PUT", body=[first, b"a", second, b"b"])
+
+    async with anyio.create_task_group() as tasks:
+
+        async def app(scope, receive, send):
+            if current_attempt().is_replay:
+                second.set()
+                body = b"a body that never ends"
+                with anyio.move_on_after(1):
+                    body = await read(receive)
+                return await answer(send, body)
+            async with anyio.create_task_group() as mine:
+                mine.start_soon(receive)
+                await anyio.wait_all_tasks_blocked()
+                tasks.start_soon(receive)
+                await anyio.wait_all_tasks_blocked()
+                first.set()
+            raise lost()
+
+        await RetryMiddleware(app, policy=policy())(client.scope, client.receive, client.send)
+        tasks.cancel_scope.cancel()
+    assert client.status == 503 or client.body == b"ab"
+
+
+async def test_listening_of_a_failed_attempt_for_the_leaving():
+    """G5: a task of attempt 1 that waits for the client's leaving hinders no replay, and hears."""
+    client, heard = Client("PUT", body=[b"a"]), []
+
+    async def listen(receive):
+        heard.append(await receive())
+
+    async with anyio.create_task_group() as tasks:
+
+        async def app(scope, receive, send):
+            body = await read(receive)
+            if not current_attempt().is_replay:
+                tasks.start_soon(listen, receive)
+                await anyio.wait_all_tasks_blocked()
+                raise lost()
+            await answer(send, body)
+
+        await RetryMiddleware(app, policy=policy())(client.scope, client.receive, client.send)
+    assert client.body == b"a"
+    assert heard == [{"type": "http.disconnect"}]
+
+
 @pytest.mark.parametrize("error", [None, NotOurs()], ids=["returned", "raised"])
 async def test_stray_task_of_the_attempt_that_was_sent_is_not_our_business(error):
     """G5: a task that outlives a request without failures has the server's receive and send."""

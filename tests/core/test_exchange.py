@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import product
 
 import pytest
@@ -256,6 +257,22 @@ def test_foreign_exception_of_a_doomed_attempt_is_replayed():
     made.doom(cause)
     assert made.ended(101.0, failure=None, raised=True, status=None) == Replay(0.5)
     assert made.failures == (cause,)
+
+
+def test_dooms_do_not_pile_up():
+    """G2: an attempt that lives long, and meets failure after failure, does not keep them all."""
+
+    class Lost(Exception):
+        pass
+
+    made = exchange()
+    alive = weakref.WeakSet()
+    for _ in range(100):
+        exc = Lost()
+        alive.add(exc)
+        made.doom(failure(exception=exc))
+    del exc
+    assert len(alive) <= len(KINDS)
 
 
 @pytest.mark.parametrize("raised", [False, True])

@@ -225,24 +225,29 @@ class Exchanges(RuleBasedStateMachine):
     # Between attempts.
 
     @precondition(lambda self: self.state == "waiting")
-    @rule(waited=seconds, client_leaves=rarely)
-    def wait(self, waited, client_leaves):
+    @rule(waited=seconds, client_leaves=rarely, late_fence=rarely)
+    def wait(self, waited, client_leaves, late_fence):
         self.now += waited
+        if late_fence:  # by a thread that the attempt has left behind
+            self.exchange.fence("card charged")
+            self.fenced = True
         if client_leaves:
             self.exchange.abandon()
             self.finish("abandoned")
             return
         refusal = self.exchange.begin(self.now)
+        allowed = {"not-replayable"} if self.fenced else set()
         if self.now >= self.arrived + self.rule_of("deadline"):
-            assert refusal is not None, "G2: no attempt begins past the deadline"
-            assert refusal.outcome == "deadline"
+            allowed.add("deadline")
+        if allowed:
+            assert refusal is not None, "G2, G3: none begins past the deadline or a fence"
+            assert refusal.outcome in allowed
             assert refusal.retry_after is not None, "G10"
-            self.finish("deadline")
+            self.finish(refusal.outcome)
             return
         assert refusal is None
         assert not self.response_released, "G2: what is sealed is not run again"
         assert not self.recording_dropped, "G2: what is sealed is not run again"
-        assert not self.fenced, "G3: nothing runs beyond a fence"
         self.runs += 1
         assert self.runs <= 1 + self.rule_of("max_replays"), "G2"
         self.start_attempt()

@@ -57,6 +57,10 @@ class Short(io.BytesIO):
             return super().read()
         return super().read(min(size, self._most))
 
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        return super().readline(size)
+
 
 def reading(read: Callable[[Any], bytes], seen: list[bytes], error: Exception | None = None) -> Any:
     """An app that reads its input, then fails or echoes what it read."""
@@ -239,6 +243,24 @@ def test_input_is_a_file(wrapper: Callable[[Any], bytes]) -> None:
     assert seen == [expected, expected]
 
 
+@pytest.mark.parametrize("how", ["read()", "read(3)…", "readline()…", "readlines()"])
+def test_known_end_is_not_read_again(how: str) -> None:
+    """G5: a server's input may block past its end: once an attempt has seen it, it is left alone."""
+    live = Short(BODY)
+    counts: list[int] = []
+    seen: list[bytes] = []
+
+    def read(file: Any) -> bytes:
+        body = READS[how](file)
+        counts.append(live.reads)
+        return body
+
+    app = Attempts(reading(read, seen, lost()), reading(read, seen))
+    serve(wrap(app), request("PUT", HTTP_TRANSFER_ENCODING="chunked", **{"wsgi.input": live}))
+    assert seen == [BODY, BODY]
+    assert counts[0] == counts[1] > 0
+
+
 def test_error_while_reading(retry: Any) -> None:
     """G5: what the server's input raises, the client having gone, the app sees; no replay."""
 
@@ -336,6 +358,19 @@ def test_limit(retry: Any, limit: int, calls: int) -> None:
     reply = serve(retry(app, body_memory=8, body_limit=limit), request("PUT", body=BODY))
     assert (seen, app.calls) == ([BODY] * calls, calls)
     assert (reply.status, reply.outcome) == ((200, "recovered") if calls == 2 else (503, "sealed"))
+
+
+def test_past_the_limit_nothing_is_kept(spills: list[Any]) -> None:
+    """G2: a recording that was dropped takes no disk while the app goes on."""
+    closed: list[bool] = []
+
+    def read(file: Any) -> bytes:
+        body = READS["read(3)…"](file)
+        closed.extend(spilled.closed for spilled in spills)
+        return body
+
+    serve(wrap(reading(read, []), body_memory=5, body_limit=9), request("PUT", body=BODY))
+    assert closed == [True]
 
 
 def test_past_the_limit_nothing_else_changes(retry: Any) -> None:

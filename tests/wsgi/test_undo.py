@@ -138,9 +138,16 @@ def test_opened_while_streaming(retry: Any, database: FakeDatabase) -> None:
     assert database.order == [*UNDONE, "wait", "release"]
 
 
-def test_released_before_a_slow_client_reads(database: FakeDatabase) -> None:
-    """A complete response holds no connection while the client reads it."""
-    app = doing(database.open, answer((b"hel", b"lo")))
+@pytest.mark.parametrize("expecting", [False, True])
+def test_released_before_a_slow_client_reads(database: FakeDatabase, expecting: bool) -> None:
+    """A complete response holds no connection while the client reads it, on_success or not."""
+
+    def view() -> None:
+        database.open()
+        if expecting:
+            current_attempt().on_success(lambda: None)
+
+    app = doing(view, answer((b"hel", b"lo")))
     reply = Reply()
     result = wrap(app, databases=[database])(request(), lambda *_: reply.write)
     assert database.order == ["release"]
