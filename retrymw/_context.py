@@ -166,9 +166,7 @@ class Attempt:
 
     def on_rollback(self, callback: Callback) -> None:
         """Call ``callback()`` when this attempt has been undone; an error in it is logged."""
-        if self.rollback_callbacks is None:
-            self.rollback_callbacks = []
-        self.rollback_callbacks.append(callback)
+        self.rollback_callbacks = self._with(self.rollback_callbacks, callback)
 
     def on_success(self, callback: Callback) -> None:
         """Call ``callback()`` once, after the response, if it is this attempt's that was sent.
@@ -176,9 +174,17 @@ class Attempt:
         Under ASGI a coroutine function is awaited and any other runs in a worker thread. An error
         in it is logged: the client has its answer.
         """
-        if self.success_callbacks is None:
-            self.success_callbacks = []
-        self.success_callbacks.append(callback)
+        self.success_callbacks = self._with(self.success_callbacks, callback)
+
+    def _with(self, callbacks: list[Callback] | None, callback: Callback) -> list[Callback]:
+        if not callable(callback):
+            raise TypeError(f"a callback is {callback!r}; allowed: a function without arguments")
+        if self.over:
+            raise RuntimeError(f"{self!r} is over: nobody would call {callback!r}")
+        if callbacks is None:
+            callbacks = []
+        callbacks.append(callback)
+        return callbacks
 
     def saw(self, exc: BaseException) -> None:
         """For adapters and integrations: doom this attempt if ``exc`` is a failure of ours."""

@@ -233,7 +233,8 @@ class Exchange:
 
     def doom(self, failure: Failure) -> None:
         """A database layer saw a failure; a lost COMMIT stays lost whatever comes after it."""
-        self.dooms += (failure,)
+        if all(doom.kind != failure.kind for doom in self.dooms):  # the first of a kind will do
+            self.dooms += (failure,)
         if failure.leaves_commit_unknown:
             self._commits_open += 1
 

@@ -34,6 +34,8 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
 Hold = Literal["first-chunk", "until-return"]
 Expose = Literal["replayed", "always", "never"]
 
+_DEFAULT_WAIT = wait_exponential_jitter(multiplier=0.05, exp_base=3, max=4, jitter=0.05)
+
 # What a mark may change: it is found when the request is routed, and the rest is settled by then.
 OVERRIDABLE = frozenset({"max_replays", "wait", "deadline", "kinds"})
 
@@ -69,11 +71,7 @@ class RetryPolicy:
     """
 
     max_replays: int = 5
-    wait: wait_base | Callable[[RetryCallState], float | int] = field(
-        default_factory=lambda: wait_exponential_jitter(
-            multiplier=0.05, exp_base=3, max=4, jitter=0.05
-        )
-    )
+    wait: wait_base | Callable[[RetryCallState], float | int] = field(default=_DEFAULT_WAIT)
     deadline: float = 10.0
     kinds: Collection[Kind] = KINDS
     methods: Collection[str] = SAFE_METHODS | {"PUT", "DELETE"}
@@ -124,10 +122,10 @@ class RetryPolicy:
         try:
             seconds = float(self.wait(_state(replay, failure.exception)))
         except Exception as error:
-            # The failure is what must be told of; a strategy that breaks down waits no time.
+            # The failure is what must be told of; for a strategy that breaks down ours steps in.
             note = f"RetryPolicy.wait raised {error!r} before replay {replay}"
             getattr(failure.exception, "add_note", lambda _: None)(note)  # new in Python 3.11
-            return 0.0
+            seconds = _DEFAULT_WAIT(_state(replay, failure.exception))
         return seconds if seconds > 0 else 0.0  # a strategy's NaN becomes 0 as well
 
     def overridden(self, mark: Mark | None) -> RetryPolicy:

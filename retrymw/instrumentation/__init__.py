@@ -13,9 +13,8 @@ __all__ = ["log_trouble", "tell"]
 
 def tell(hooks: Iterable[Hook], report: Report) -> None:
     """Log the report if its exchange is over, and show it to the hooks; none can do harm."""
-    if report.outcome is not None:
-        log(report)
-    for hook in hooks:
+    told = hooks if report.outcome is None else (log, *hooks)
+    for hook in told:
         try:
             hook(report)
         except Exception:

@@ -23,16 +23,18 @@ def log(report: Report) -> None:
         return
     story = "; ".join(
         f"attempt {number}: {failure.kind} in {failure.phase}"
-        + (f" [{failure.driver} {failure.code}]" if failure.driver else "")
+        + (f" [{failure.driver} {failure.code}]" if failure.code is not None else "")
         + f": {failure.exception!r}"
         for number, failure in enumerate(report.failures, start=1)
     )
+    if report.outcome == "overload":
+        story += "; as many requests were waiting as RetryPolicy.max_waiting allows"
     fence = f", fence {report.fence!r}" if report.fence is not None else ""
     logger.log(
         level,
         "%s %s: %s after %d attempt%s in %.3f s%s (%s)",
         report.method,
-        quote(report.path),
+        quote(report.path, errors="replace"),
         report.outcome,
         report.attempts,
         "" if report.attempts == 1 else "s",

@@ -214,12 +214,18 @@ class Server(ABC):
 
     def _run(self, *command: str | Path, stdin: str = "") -> None:
         """Run a command that prepares the folder."""
-        done = subprocess.run(
-            command, input=stdin, cwd=self.folder, text=True, timeout=60, check=False,
+        with subprocess.Popen(
+            command, cwd=self.folder, text=True, start_new_session=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **self._account,
-        )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} failed: {done.stdout[-2000:]}")
+        ) as process:  # fmt: skip
+            try:
+                output, _ = process.communicate(stdin, timeout=60)
+            except BaseException:
+                # With its children, which would go on to write into a folder that is being removed.
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        if process.returncode:
+            raise RuntimeError(f"{command[0]} failed: {output[-2000:]}")
 
     def _give(self, path: Path) -> None:
         """Make `path` belong to the account that the server runs under."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 from retrymw.testing._process import find_program
 from retrymw.testing._server import Server, free_port
 
-__all__ = ["MariaDB", "PostgreSQL", "embedded_postgresql"]
+__all__ = ["MariaDB", "PostgreSQL", "Server", "embedded_postgresql"]
 
 _RESERVED: Final = 8  # connections for the helpers
 
@@ -75,6 +75,7 @@ class MariaDB(Server):
             "extra-max-connections": _RESERVED,
             "max-connections": self.max_connections,
             "skip-name-resolve": 1,
+            "character-set-server": "utf8mb4",
             "ssl": 0,
             "innodb-log-file-size": "8M",
             "innodb-buffer-pool-size": "32M",
