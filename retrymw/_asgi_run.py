@@ -68,7 +68,7 @@ class Run(Running):
         self._holds_bodies = True  # until a start below 500 says otherwise
         self._position = 0
         self._told_end = False
-        self._asking = False
+        self._asking = 0
         if previous is None:
             self.started = monotonic()
             self.number = 1
@@ -101,7 +101,7 @@ class Run(Running):
     def body_is_taken(self) -> bool:
         """Whether a task that outlives the attempt waits for the body: it takes what can't be
         replayed."""
-        return self._asking and not (self.recording is not None and self.recording.ended)
+        return self._asking > 0 and not (self.recording is not None and self.recording.ended)
 
     def again(self, receive: Receive, send: Send) -> Run:
         """The wiring of the next attempt; the scope is what it was, the body starts at byte 0."""
@@ -144,11 +144,11 @@ class Run(Running):
         if self.ahead:
             message = self.ahead.pop(0)
         else:
-            self._asking = True
+            self._asking += 1
             try:
                 message = await self._receive()
             finally:
-                self._asking = False
+                self._asking -= 1
         if self._has_failed():
             return _gone()
         kind = message["type"]
@@ -233,9 +233,8 @@ class Run(Running):
         else:
             ready = kind in _WHOLE_BODIES
         if self._held is None:
-            self._held = [message]
-        else:
-            self._held.append(message if ready else dict(message))
+            self._held = []
+        self._held.append(message if ready or kind == "http.response.start" else dict(message))
         if ready and not self.released:
             await self.release()
         return None

@@ -100,6 +100,7 @@ class Attempt:
         "number",
         "resources",
         "rollback_callbacks",
+        "seen",
         "success_callbacks",
     )
 
@@ -108,6 +109,7 @@ class Attempt:
         self._run = run
         self.number: int = exchange.number
         self.resources: dict[Any, Any] | None = None
+        self.seen: BaseException | None = None  # the last failure, as the layer that saw it has it
         self.rollback_callbacks: list[Callback] | None = None
         self.success_callbacks: list[Callback] | None = None
 
@@ -162,6 +164,7 @@ class Attempt:
                 phase is unknown, since the caller knows better.
         """
         if not self.over and isinstance(exc, Exception):  # G6: nothing else is a reason to replay
+            self.seen = exc
             self._exchange.doom(classify(exc) or Failure("disconnection", "unknown", exc))
 
     def on_rollback(self, callback: Callback) -> None:
@@ -190,6 +193,7 @@ class Attempt:
         """For adapters and integrations: doom this attempt if ``exc`` is a failure of ours."""
         failure = classify(exc)
         if failure is not None and not self.over:
+            self.seen = exc
             self._exchange.doom(failure)
 
     def look_for_mark(self) -> None:

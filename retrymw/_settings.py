@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +29,7 @@ class Settings:
     """
 
     __slots__ = (
+        "_lock",
         "_max_waiting",
         "always_told",
         "databases",
@@ -73,8 +75,16 @@ class Settings:
                 )
         self.find_endpoint = find_endpoint
         self._max_waiting = max_waiting
-        # A set, since adding and discarding are atomic under threads and counting is not.
+        self._lock = threading.Lock()
         self.waiting: set[object] = set()
+
+    def admit(self, exchange: object) -> bool:
+        """Take a place among those that wait, if there is one."""
+        with self._lock:
+            if self.overloaded:
+                return False
+            self.waiting.add(exchange)
+            return True
 
     @property
     def overloaded(self) -> bool:

@@ -118,7 +118,7 @@ class RetryMiddleware:
                 await _undo(run)
                 if isinstance(command, Replay) and not run.gone:
                     self._tell(run, next_in=command.after)
-                    forget_frames(error, run.exchange.failures[-1].exception)
+                    forget_frames(error, run.attempt.seen, run.exchange.failures[-1].exception)
                     error = None
                     command = await self._wait(run, command, receive)
                 if run.gone:
@@ -150,16 +150,13 @@ class RetryMiddleware:
         if sealed is not None:
             run.exchange.seal(sealed)
         run.attempt.look_for_mark()
-        command = run.exchange.ended(
+        return run.exchange.ended(
             monotonic(),
             failure=None if error is None else classify(error),
             raised=error is not None,
             status=run.status,
-            overloaded=self._settings.overloaded,
+            admit=lambda: self._settings.admit(run.exchange),
         )
-        if isinstance(command, Replay):
-            self._settings.waiting.add(run.exchange)
-        return command
 
     async def _finish(self, run: Run, *, failed: bool) -> None:
         try:

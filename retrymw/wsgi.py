@@ -113,7 +113,7 @@ class RetryMiddleware:
                 restore(run.context)
                 if isinstance(command, Replay):
                     self._tell(run, next_in=command.after)
-                    forget_frames(error, run.exchange.failures[-1].exception)
+                    forget_frames(error, run.attempt.seen, run.exchange.failures[-1].exception)
                     error = None
                     command = self._wait(run, command)
                 if isinstance(command, Refuse):
@@ -142,16 +142,13 @@ class RetryMiddleware:
         if run.sealed is not None:
             run.exchange.seal(run.sealed)
         run.attempt.look_for_mark()
-        command = run.exchange.ended(
+        return run.exchange.ended(
             monotonic(),
             failure=None if error is None else classify(error),
             raised=error is not None,
             status=run.status,
-            overloaded=self._settings.overloaded,
+            admit=lambda: self._settings.admit(run.exchange),
         )
-        if isinstance(command, Replay):
-            self._settings.waiting.add(run.exchange)
-        return command
 
     def _sent(self, run: Run) -> Iterable[bytes]:
         """What to return to the server: the very object that the app returned where possible."""
@@ -159,10 +156,12 @@ class RetryMiddleware:
         passed = run.passed
         try:
             if passed is not None:
-                if callbacks is None and run.recording is None:
+                on_disk = run.recording is not None and run.recording.on_disk(0)
+                if callbacks is None and not on_disk:
                     run.release()
-                    self._succeed(run)
-                    return passed
+                    _release(run)
+                    self._tell(run)
+                    return passed  # with the recording: the file may be the request's own body
                 run.rest = iter(passed)
             run.start()
         except BaseException:  # the server would not have it

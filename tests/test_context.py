@@ -453,6 +453,18 @@ def test_mark_is_not_forgotten():
     assert serve(routed, lose, lambda environ: None, method="POST") == (200, "recovered")
 
 
+def test_endpoint_that_can_not_be_looked_up(caplog):
+    """G7: an error in finding the endpoint is logged, and hides nothing: there is no mark."""
+
+    class Endpoint:
+        def __getattr__(self, name):
+            raise RuntimeError("not now")
+
+    assert serve(lose, method="POST", endpoint=Endpoint()) == (503, "not-replayable")
+    assert serve(lose, lambda environ: None, endpoint=Endpoint()) == (200, "recovered")
+    assert [record for record in caplog.records if "not now" in str(record.exc_info)]
+
+
 # For adapters.
 
 

@@ -41,6 +41,7 @@ What the commit column of the table is, in the order of precedence:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
@@ -291,7 +292,7 @@ class Exchange:
         failure: Failure | None,
         raised: bool,
         status: int | None,
-        overloaded: bool = False,
+        admit: Callable[[], bool] = lambda: True,
     ) -> Command:
         """The attempt is over: what to do.
 
@@ -300,7 +301,8 @@ class Exchange:
             failure: what ``classify`` made of what the app raised, if it raised.
             raised: whether it raised.
             status: of the response the app started, if it did.
-            overloaded: whether as many requests wait as may.
+            admit: called last, if there is to be a replay: takes a place among the requests that
+                wait, or returns False if as many wait as may.
         """
         passing: Command = RAISE if raised else SEND
         policy = self.policy
@@ -325,7 +327,7 @@ class Exchange:
             return self._refuse("exhausted", wait)
         if now + wait >= self.started + policy.deadline:
             return self._refuse("deadline", wait)
-        if overloaded:
+        if not admit():
             return self._refuse("overload", wait)
         return Replay(wait)
 

@@ -84,7 +84,8 @@ def _saw(sender: Flask, *, exception: BaseException, **_: Any) -> None:
 def _routed(sender: Flask, **_: Any) -> None:
     """Note the view: when the app has returned, Flask has forgotten it."""
     run = running.get()
-    if run is not None and request.endpoint is not None:
+    # A view that makes requests of its own app is still the one that this exchange is of.
+    if run is not None and run.endpoint is None and request.endpoint is not None:
         run.endpoint = sender.view_functions.get(request.endpoint)
 
 

@@ -348,12 +348,12 @@ def test_no_attempt_begins_at_or_past_the_deadline(now, begins):
 
 def test_full_waiting_room_refuses():
     """G2: a request that would wait beyond max_waiting is refused as overload."""
-    assert fail(exchange(), failure(), overloaded=True) == Refuse("overload", 0.5)
+    assert fail(exchange(), failure(), admit=lambda: False) == Refuse("overload", 0.5)
 
 
 def test_overload_does_not_hide_a_lost_commit():
     """G4: what may have been committed is told, and not that there were too many waiting."""
-    assert fail(exchange("PUT"), failure(phase="commit"), overloaded=True).outcome == "unknown"
+    assert fail(exchange("PUT"), failure(phase="commit"), admit=lambda: False).outcome == "unknown"
 
 
 @pytest.mark.parametrize(

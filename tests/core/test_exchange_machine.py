@@ -116,7 +116,7 @@ class Exchanges(RuleBasedStateMachine):
         failed = failed if ending == RAISED else None
         raised = ending != ANSWERED
         command = self.exchange.ended(
-            self.now, failure=failed, raised=raised, status=status, overloaded=overloaded
+            self.now, failure=failed, raised=raised, status=status, admit=lambda: not overloaded
         )
         self.check(command, failed, raised, status, overloaded)
 

@@ -778,6 +778,22 @@ def test_mark_behind_a_prefix(bare: Flask, flaky: Flaky) -> None:
     assert posted(bare.test_client(), "/api/") == RECOVERED
 
 
+def test_mark_of_a_request_within_a_view(app: Flask, client: Any, flaky: Flaky) -> None:
+    """G3: a view that makes requests of its own app, a batch, keeps its own mark, or none."""
+    app.add_url_rule("/read", "read", idempotent(lambda: "hello"))
+    charges: list[int] = []
+
+    @app.post("/batch")
+    def batch() -> str:
+        charges.append(1)
+        assert app.test_client().get("/read").data == b"hello"
+        flaky()
+        return "hello"
+
+    assert posted(client, "/batch") == REFUSED
+    assert charges == [1]
+
+
 def test_nested_apps(bare: Flask, flaky: Flaky) -> None:
     """G2: an app with its own Retry, mounted inside, does not multiply the replays."""
     other = Flask("other")

@@ -245,7 +245,7 @@ def test_input_is_a_file(wrapper: Callable[[Any], bytes]) -> None:
 
 @pytest.mark.parametrize("how", ["read()", "read(3)…", "readline()…", "readlines()"])
 def test_known_end_is_not_read_again(how: str) -> None:
-    """G5: a server's input may block past its end: once an attempt has seen it, it is left alone."""
+    """G5: an input may block past its end: once an attempt has seen that, it is left alone."""
     live = Short(BODY)
     counts: list[int] = []
     seen: list[bytes] = []

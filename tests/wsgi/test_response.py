@@ -463,6 +463,30 @@ def test_file_wrapper_reaches_the_server(failures: int) -> None:
 
 
 @pytest.mark.parametrize("failures", [0, 1])
+@pytest.mark.parametrize(
+    "sign",
+    [{"wsgi.input_terminated": True}, {"wsgi.input_terminated": False}, {"CONTENT_LENGTH": "5"}],
+)
+def test_file_wrapper_whatever_the_server_says_of_its_input(sign: Any, failures: int) -> None:
+    """G5: the same where there may be a body, which gunicorn says of every request."""
+    wrapper = FileWrapper(io.BytesIO(b"hello"))
+    environ = request("PUT", **{"wsgi.file_wrapper": FileWrapper}, **sign)
+    assert serve(wrap(Attempts(*[lost()] * failures, answer(wrapper))), environ).result is wrapper
+
+
+def test_file_wrapper_after_an_upload() -> None:
+    """G5: the same where the app has read a body before it answers with a file."""
+    wrapper = FileWrapper(io.BytesIO(b"hello"))
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        assert environ["wsgi.input"].read() == b"upload"
+        return answer(wrapper)(environ, start_response)
+
+    environ = request("POST", body=b"upload", **{"wsgi.file_wrapper": FileWrapper})
+    assert serve(wrap(app), environ).result is wrapper
+
+
+@pytest.mark.parametrize("failures", [0, 1])
 def test_file_wrapper_that_is_a_function(failures: int) -> None:
     """G5: the same where the server's wsgi.file_wrapper is a function, as mod_wsgi's is."""
     made: list[Any] = []

@@ -347,6 +347,20 @@ def test_locals_of_a_squashed_failure(connections: Connections) -> None:
     assert connections.waits == [0]
 
 
+def test_locals_of_a_squashed_wrapper(connections: Connections) -> None:
+    """G8: the same where what the app squashed was its own exception around the failure."""
+
+    def app(environ: Environ, start_response: StartResponse) -> Any:
+        try:
+            calls_what_wraps(connections)
+        except ValueError as exc:
+            current_attempt().saw(exc)
+        return answer((b"oops",), "500 Internal Server Error")(environ, start_response)
+
+    assert serve(wrap(Attempts(app, answer()))).body == b"hello"
+    assert connections.waits == [0]
+
+
 def test_iterable_of_a_failed_attempt(connections: Connections) -> None:
     """G8: the iterable itself is let go of, with what it has."""
 
