@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 import tenacity
 
 from retrymw import current_attempt
-from retrymw.typing import Environ, StartResponse
+from retrymw.typing import Environ, Report, StartResponse
 
 from .helpers import Attempts, FakeDatabase, Reply, answer, doing, lost, request, serve, wrap
 
@@ -68,13 +67,39 @@ def test_overload(on_wait: Any, max_waiting: int | None, most: int) -> None:
         assert serve(middleware).status == 200  # there is room again
 
 
-def test_overload_of_many_at_once(on_wait: Any) -> None:
-    """G2: the limit holds also for requests that fail at the same moment, while they roll back."""
-    all_fail, all_wait = threading.Barrier(6), threading.Barrier(2)
-    database = FakeDatabase(rollback=lambda: all_fail.wait(10))
-    middleware = wrap(doing(database.open, down_once), databases=[database], max_waiting=2)
-    waits = itertools.count()
-    on_wait(lambda _: next(waits) < 2 and all_wait.wait(10))
+@pytest.mark.parametrize("together", ["in the wait strategy", "while rolling back"])
+def test_overload_of_many_at_once(on_wait: Any, together: str) -> None:
+    """G2: the limit holds also for requests that fail at the same moment."""
+    all_fail, go_on = threading.Barrier(6), threading.Event()
+    waiting: list[float] = []
+    refused: list[Report] = []
+
+    def meet(_: object = None) -> float:
+        all_fail.wait(10)
+        return 0.0
+
+    def wait(seconds: float) -> None:
+        waiting.append(seconds)
+        if len(waiting) > 2:
+            go_on.set()
+        assert go_on.wait(10)
+
+    def hook(report: Report) -> None:
+        if report.outcome == "overload":
+            refused.append(report)
+        if len(refused) == 4:
+            go_on.set()
+
+    on_wait(wait)
+    rolling_back = together == "while rolling back"
+    database = FakeDatabase(rollback=meet if rolling_back else None)
+    middleware = wrap(
+        doing(database.open, down_once),
+        databases=[database],
+        hooks=[hook],
+        max_waiting=2,
+        wait=tenacity.wait_none() if rolling_back else meet,
+    )
     with ThreadPoolExecutor(6) as pool:
         replies = list(pool.map(lambda _: serve(middleware), range(6)))
     assert sorted(str(reply.outcome) for reply in replies) == ["overload"] * 4 + ["recovered"] * 2
