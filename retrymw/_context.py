@@ -1,11 +1,10 @@
-"""The current attempt, and context variables that a replay must not see."""
+"""The current attempt."""
 
 from __future__ import annotations
 
 import contextvars
 import logging
 import threading
-import traceback
 import uuid
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, overload
@@ -17,16 +16,7 @@ from retrymw._settings import Settings
 from retrymw.classify import classify
 from retrymw.marks import read_mark
 
-__all__ = [
-    "Attempt",
-    "Running",
-    "adopt",
-    "current_attempt",
-    "forget_frames",
-    "is_inside",
-    "restore",
-    "running",
-]
+__all__ = ["Attempt", "Running", "current_attempt", "is_inside", "running"]
 
 D = TypeVar("D")
 Callback = Callable[[], object]
@@ -281,37 +271,3 @@ def is_inside(run: Running | None) -> bool:
     run that is over, or whose response is out, does not count.
     """
     return run is not None and not run.over and not run.released
-
-
-def forget_frames(*excs: BaseException | None) -> None:
-    """Drop the local variables that a failed attempt's tracebacks keep alive.
-
-    A connection that the app left to be given back when its last reference goes would otherwise be
-    held for the whole wait (G8). Line numbers stay.
-    """
-    pending = list(excs)
-    seen = set()
-    while pending:
-        link = pending.pop()
-        if link is None or id(link) in seen:
-            continue
-        seen.add(id(link))
-        traceback.clear_frames(link.__traceback__)
-        pending += (link.__cause__, link.__context__)
-        members = getattr(link, "exceptions", None)
-        if isinstance(members, (tuple, list)):
-            pending += [member for member in members if isinstance(member, BaseException)]
-
-
-def restore(snapshot: contextvars.Context) -> None:
-    """Set context variables back to what they were. One that had no value can't be unset."""
-    for variable, value in snapshot.items():
-        if variable.get(_MISSING) is not value:
-            variable.set(value)
-
-
-def adopt(context: contextvars.Context) -> None:
-    """Make the variables set in ``context`` visible here, as if the code had run here."""
-    for variable, value in context.items():
-        if variable is not running and variable.get(_MISSING) is not value:
-            variable.set(value)

@@ -8,11 +8,12 @@ from time import monotonic
 from typing import Any, Final
 
 from retrymw import _reply
-from retrymw._context import Attempt, Running, forget_frames
+from retrymw._context import Attempt, Running
 from retrymw._core.exchange import Refuse
 from retrymw._input import RecordedInput
 from retrymw._recording import Recording
 from retrymw._settings import Settings
+from retrymw._traces import forget_frames
 from retrymw.instrumentation import log_trouble
 from retrymw.typing import Environ, ExcInfo, StartResponse, Write
 

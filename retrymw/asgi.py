@@ -11,12 +11,13 @@ import anyio
 import anyio.to_thread
 
 from retrymw._asgi_run import Run
-from retrymw._context import Attempt, adopt, forget_frames, is_inside, restore, running
+from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
 from retrymw._core.policy import RetryPolicy, is_async
 from retrymw._settings import Settings
 from retrymw._threads import in_thread
+from retrymw._traces import adopt, forget_frames, restore
 from retrymw.classify import classify
 from retrymw.instrumentation import log_trouble, tell
 from retrymw.typing import ASGIApp, Hook, Receive, Scope, Send

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Final
 
-from retrymw._context import Attempt, adopt, forget_frames, is_inside, restore, running
+from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
 from retrymw._core.policy import RetryPolicy, is_async
 from retrymw._settings import Settings
+from retrymw._traces import adopt, forget_frames, restore
 from retrymw._wsgi_body import Body, SizedBody
 from retrymw._wsgi_run import Run
 from retrymw.classify import classify

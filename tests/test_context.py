@@ -21,7 +21,8 @@ from retrymw import (
     idempotent,
     never_replay,
 )
-from retrymw._context import Attempt, adopt, forget_frames, is_inside, restore, uuid
+from retrymw._context import Attempt, is_inside, uuid
+from retrymw._traces import adopt, forget_frames, restore
 from retrymw.wsgi import RetryMiddleware
 
 

@@ -1,5 +1,6 @@
 """The request body: recorded as it is read, read again by a replay (G1, G2, G5)."""
 
+import asyncio
 import contextlib
 import tempfile
 
@@ -13,6 +14,7 @@ from retrymw.asgi import RetryMiddleware
 from .helpers import (
     GONE,
     Client,
+    FakeAsyncDatabase,
     Flaky,
     NotOurs,
     answer,
@@ -374,6 +376,37 @@ async def test_disk_is_given_back_without_a_replay(files, end):
             await request(app, client, policy=policy(body_memory=20))
     assert len(files) == 1
     assert files[0].closed
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_disk_is_given_back_when_the_undoing_is_cancelled(files, failures):
+    """G2: the temporary file goes also when ``task.cancel()`` strikes in the middle of undoing."""
+    reached, client = anyio.Event(), Client("PUT", body=[b"x" * 9] * 9)
+
+    async def slow():
+        if len(client.runs) > failures:
+            reached.set()
+            await anyio.sleep_forever()
+
+    database = FakeAsyncDatabase(on_rollback=slow)
+
+    async def app(scope, receive, send):
+        await read(receive)
+        database.use()
+        if current_attempt().number <= failures:
+            raise lost()
+        task.cancel()
+        await anyio.sleep_forever()
+
+    task = asyncio.create_task(
+        request(app, client, policy=policy(body_memory=20), databases=[database])
+    )
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [file.closed for file in files] == [True]
 
 
 @pytest.mark.parametrize("method", ["write", "open"])

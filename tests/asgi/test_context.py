@@ -579,6 +579,31 @@ async def test_exception_that_passed_is_in_no_cycle(connections, failures):
     assert errors[0]() is None
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_exception_that_a_future_delivered_is_in_no_cycle(connections, failures):
+    """G5: the same for what asyncio throws into the app from outside, as a driver's failure is."""
+    errors = []
+
+    async def app(scope, receive, send):
+        future = asyncio.get_running_loop().create_future()
+        error = NotOurs()
+        errors.append(weakref.ref(error))
+        asyncio.get_running_loop().call_soon(future.set_exception, error)
+        del error
+        try:
+            await future
+        finally:
+            del future
+
+    client = Client()
+    middleware = RetryMiddleware(Flaky(*[lost()] * failures, then=app), policy=policy())
+    with contextlib.suppress(NotOurs):
+        await client.call(middleware)
+    await asyncio.sleep(0)
+    assert errors[0]() is None
+
+
 async def test_wait_is_within_the_requests_task():
     """G5: a cancel scope around the middleware limits the wait."""
     with anyio.move_on_after(0.01) as limit:

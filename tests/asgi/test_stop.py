@@ -17,6 +17,7 @@ from .helpers import (
     FakeAsyncDatabase,
     FakeDatabase,
     Flaky,
+    NotOurs,
     answer,
     lost,
     patient,
@@ -124,6 +125,33 @@ async def test_leaving_is_logged_with_its_failures(caplog):
     assert record.levelno == logging.WARNING
     assert "abandoned" in record.getMessage()
     assert record.exc_info[1] is failure
+
+
+async def test_cancelled_replay_is_logged_with_the_failures_before_it(caplog):
+    """G7: a cancellation loses no cause: what failed before it is in the log, and told to hooks."""
+    failure, reports = lost(), []
+
+    async def cancelled(scope, receive, send):
+        cancel.cancel()
+        await anyio.sleep_forever()
+
+    with anyio.CancelScope() as cancel:
+        await request(Flaky(failure, then=cancelled), hooks=[reports.append])
+    assert [record.exc_info[1] for record in caplog.records] == [failure]
+    assert [report.outcome for report in reports] == [None, "abandoned"]
+
+
+async def test_503_that_cannot_be_sent_is_logged(caplog):
+    """G7: a server that refuses the 503 loses no cause either."""
+    failure = lost()
+
+    async def send(message):
+        raise OSError("the client left")
+
+    client = Client("POST")
+    with pytest.raises(OSError, match="the client left"):
+        await RetryMiddleware(Flaky(failure))(client.scope, client.receive, send)
+    assert [record.exc_info[1] for record in caplog.records] == [failure]
 
 
 # Cancellation.
@@ -337,6 +365,22 @@ async def test_cancellation_while_the_held_response_is_sent():
     with anyio.CancelScope() as cancel:
         await RetryMiddleware(app, policy=policy())(client.scope, client.receive, send)
     assert cancel.cancelled_caught
+
+
+async def test_server_that_refuses_the_held_500_hides_no_error():
+    """G7: an error that is not ours is raised, or the context of what is, though nobody listens."""
+    error, client = NotOurs(), Client()
+
+    async def send(message):
+        raise OSError("the client left")
+
+    async def app(scope, receive, send):
+        await answer(send, status=500)
+        raise error
+
+    with pytest.raises((NotOurs, OSError)) as caught:
+        await RetryMiddleware(app, policy=policy())(client.scope, client.receive, send)
+    assert error in (caught.value, caught.value.__context__, caught.value.__cause__)
 
 
 async def test_server_that_refuses_to_send_is_heard():

@@ -1,0 +1,47 @@
+"""What an attempt leaves in the interpreter: context variables, and frames in tracebacks (G1)."""
+
+from __future__ import annotations
+
+import contextvars
+import traceback
+from typing import Final
+
+from retrymw._context import running
+
+__all__ = ["adopt", "forget_frames", "restore"]
+
+_MISSING: Final = object()
+
+
+def forget_frames(*excs: BaseException | None) -> None:
+    """Drop the local variables that a failed attempt's tracebacks keep alive.
+
+    A connection that the app left to be given back when its last reference goes would otherwise be
+    held for the whole wait (G8). Line numbers stay.
+    """
+    pending = list(excs)
+    seen = set()
+    while pending:
+        link = pending.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        traceback.clear_frames(link.__traceback__)
+        pending += (link.__cause__, link.__context__)
+        members = getattr(link, "exceptions", None)
+        if isinstance(members, (tuple, list)):
+            pending += [member for member in members if isinstance(member, BaseException)]
+
+
+def restore(snapshot: contextvars.Context) -> None:
+    """Set context variables back to what they were. One that had no value can't be unset."""
+    for variable, value in snapshot.items():
+        if variable.get(_MISSING) is not value:
+            variable.set(value)
+
+
+def adopt(context: contextvars.Context) -> None:
+    """Make the variables set in ``context`` visible here, as if the code had run here."""
+    for variable, value in context.items():
+        if variable is not running and variable.get(_MISSING) is not value:
+            variable.set(value)
