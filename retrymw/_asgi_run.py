@@ -255,6 +255,8 @@ class Run(Running):
         if held is None or self.released:
             return
         self.released = True
+        if self.recording is not None:
+            self.recording.stop()
         if self.number > 1 or self.settings.always_told:
             self.exchange.seal("response")
             held[:] = [self._exposed(message) for message in held]

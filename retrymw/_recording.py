@@ -30,6 +30,7 @@ class Recording:
         "dropped",
         "ended",
         "size",
+        "stopped",
     )
 
     def __init__(self, memory: int, limit: int) -> None:
@@ -41,11 +42,12 @@ class Recording:
         self.size = 0
         self.dropped = False
         self.closed = False
+        self.stopped = False
         self.ended = False  # the body is over: there is nothing live to read after this
 
     def add(self, chunk: bytes) -> None:
         """Record what was handed to the app; past the limit, drop the whole recording."""
-        if self.dropped or self.closed:
+        if self.stopped:
             return
         self.size += len(chunk)
         if self.size > self._limit:
@@ -94,6 +96,10 @@ class Recording:
         end = self._buffer.find(b"\n", start, start + size)
         return bytes(self._buffer[start : start + size if end < 0 else end + 1])
 
+    def stop(self) -> None:
+        """Record no more: there will be no rewinding. What there is can still be read."""
+        self.stopped = True
+
     def drop(self) -> None:
         """Forget everything: there is no rewinding any more."""
         self.dropped = True
@@ -101,7 +107,7 @@ class Recording:
 
     def close(self) -> None:
         """Forget everything and remove the file; nothing is recorded from here on."""
-        self.closed = True
+        self.closed = self.stopped = True
         self._buffer = bytearray()
         file, self._file = self._file, None
         if file is not None:

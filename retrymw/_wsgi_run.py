@@ -249,6 +249,8 @@ class Run(Running):
             return
         self.released = True
         self.plain = False
+        if self.recording is not None:
+            self.recording.stop()
         status, headers = self.status_line, self.headers
         if status is None:
             return

@@ -79,8 +79,10 @@ class RetryMiddleware:
         except Exception as exc:
             error = exc
         except BaseException:
-            await _undo(run)
-            run.forget_body()
+            try:
+                await _undo(run)
+            finally:
+                run.forget_body()
             raise
         finally:
             run.over = True
@@ -116,7 +118,7 @@ class RetryMiddleware:
                     return result
                 run.close()
                 restore(run.context)
-                await _undo(run)
+                await self._undo(run)
                 if isinstance(command, Replay) and not run.gone:
                     self._tell(run, next_in=command.after)
                     forget_frames(error, run.attempt.seen, run.exchange.failures[-1].exception)
@@ -125,8 +127,10 @@ class RetryMiddleware:
                 if run.gone:
                     return self._abandon(run)
                 if isinstance(command, Refuse):
-                    await run.refuse(command, send)
-                    return self._tell(run)
+                    try:
+                        return await run.refuse(command, send)
+                    finally:
+                        self._tell(run)
                 run = run.again(receive, send)
                 self._settings.waiting.discard(run.exchange)
                 context = run.context.copy()
@@ -136,7 +140,8 @@ class RetryMiddleware:
                 except Exception as exc:
                     error = exc
                 except BaseException:
-                    await _undo(run)
+                    await self._undo(run)
+                    self._abandon(run)
                     raise
                 finally:
                     run.over = True
@@ -162,6 +167,10 @@ class RetryMiddleware:
     async def _finish(self, run: Run, *, failed: bool) -> None:
         try:
             await run.release()
+        except Exception:
+            if not failed:
+                raise
+            log_trouble("what the app had sent before it failed can't be sent")
         finally:
             await (_undo if failed else _release)(run)
             self._tell(run)
@@ -180,6 +189,13 @@ class RetryMiddleware:
         if run.gone:
             return command
         return run.exchange.begin(monotonic()) or command
+
+    async def _undo(self, run: Run) -> None:
+        try:
+            await _undo(run)
+        except BaseException:
+            self._abandon(run)
+            raise
 
     def _abandon(self, run: Run) -> None:
         """Nobody waits for the answer any more; the failures are still worth a log record (G7)."""
@@ -205,16 +221,21 @@ class _Within:
     def __await__(self) -> Generator[Any, Any, Any]:
         step: Callable[[Any], Any] = self._coroutine.send
         value: Any = None
-        while True:
-            try:
-                awaited = self._context.run(step, value)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                value = yield awaited
-                step = self._coroutine.send
-            except BaseException as exc:  # handed on, not handled
-                value, step = exc, self._coroutine.throw
+        awaited: Any = None
+        try:
+            while True:
+                try:
+                    awaited = self._context.run(step, value)
+                except StopIteration as stop:
+                    return stop.value
+                try:
+                    value = yield awaited
+                    step = self._coroutine.send
+                except BaseException as exc:  # handed on, not handled
+                    value, step = exc, self._coroutine.throw
+        finally:
+            # Or an exception that was thrown in, and has this frame in its traceback, is a cycle.
+            value = awaited = None
 
 
 async def _release(run: Run) -> None:

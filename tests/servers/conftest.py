@@ -106,17 +106,18 @@ BACKENDS: dict[str, tuple[str, Callable[..., Backend]]] = {
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     name, make = BACKENDS[request.param]
     server = request.getfixturevalue(name)
-    schema = "CREATE SCHEMA IF NOT EXISTS app AUTHORIZATION app" if name == "postgresql" else "DO 0"
-    server.execute(schema)
+    postgresql = isinstance(server, PostgreSQL)
+    if postgresql:
+        server.execute("CREATE SCHEMA app AUTHORIZATION app")
     server.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    if name == "postgresql":
+    if postgresql:
         server.execute("ALTER TABLE app.things OWNER TO app")
     try:
         yield make(server, request.getfixturevalue(f"{name}_proxy"))
     finally:
         server.start()
         server.kill_connections()
-        server.execute("DROP TABLE app.things")
+        server.execute("DROP SCHEMA app CASCADE" if postgresql else "DROP TABLE app.things")
 
 
 @pytest.fixture

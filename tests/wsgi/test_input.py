@@ -286,7 +286,7 @@ def test_truncated_body_stays_truncated() -> None:
 
 
 @pytest.fixture
-def spills(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def spills(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The temporary files that are opened."""
     files: list[Any] = []
     real = tempfile.TemporaryFile
@@ -296,7 +296,9 @@ def spills(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return files[-1]
 
     monkeypatch.setattr(tempfile, "TemporaryFile", opened)
-    return files
+    yield files
+    for file in files:
+        file.close()  # or a leak would be reported in another test
 
 
 @pytest.mark.parametrize("how", READS)
@@ -398,7 +400,8 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("failures", [0, 1])
-def test_echo_by_file_wrapper(failures: int) -> None:
+@pytest.mark.parametrize("memory", [1, 1 << 20])
+def test_echo_by_file_wrapper(spills: list[Any], memory: int, failures: int) -> None:
     """G5: an app may hand its input to the server as a file, to be read when it has returned."""
 
     def echo(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -408,8 +411,11 @@ def test_echo_by_file_wrapper(failures: int) -> None:
 
     failed = reading(lambda f: f.read(5), [], lost())
     environ = request("PUT", body=BODY, **{"wsgi.file_wrapper": FileWrapper})
-    reply = serve(wrap(Attempts(*[failed] * failures, echo)), environ, close=False)
+    reply = serve(
+        wrap(Attempts(*[failed] * failures, echo), body_memory=memory), environ, close=False
+    )
     assert reply.body == BODY
+    assert all(spilled.closed for spilled in spills)
 
 
 @pytest.mark.usefixtures("bounded")
