@@ -215,39 +215,39 @@ class Run(Running):
 
     async def send(self, message: Message) -> None:
         """The app's ``send``: holds the response until it is worth its bytes, then passes it on."""
-        if self.released and self._held is None:
+        held = self._held
+        if self.released and held is None:
             return await self._send(message)
+        if held is None:
+            self._held = held = []
         kind = message["type"]
         if kind == "http.response.start":
             # Copied, since the app may use both again; headers may be something that is read once.
             message = dict(message)
-            headers = list(message.get("headers", ()))
-            if "headers" in message:
-                message["headers"] = headers
-            ready = self._starts_at_once(message["status"], headers)
-        elif self._holds_bodies:
+            headers = message.get("headers")
+            if headers is not None:
+                message["headers"] = headers = list(headers)
+            held.append(message)
+            self.status = status = message["status"]
+            if status < 500 and not self.settings.holds_all:
+                self._holds_bodies = False
+                for name, value in headers or ():
+                    if name == b"content-type":
+                        if value.startswith(b"text/event-stream"):
+                            await self.release()
+                        break
+            return None
+        if self._holds_bodies:
             self._held_bytes += len(message.get("body", b""))
             ready = self._held_bytes > self.settings.policy.body_memory
         elif kind == "http.response.body":
             ready = message.get("body") or not message.get("more_body")
         else:
             ready = kind in _WHOLE_BODIES
-        if self._held is None:
-            self._held = []
-        self._held.append(message if ready or kind == "http.response.start" else dict(message))
-        if ready and not self.released:
+        held.append(message if ready else dict(message))
+        if ready:
             await self.release()
         return None
-
-    def _starts_at_once(self, status: int, headers: list[tuple[bytes, bytes]]) -> bool:
-        self.status = status
-        if status >= 500 or self.settings.holds_all:
-            return False
-        self._holds_bodies = False
-        for name, value in headers:
-            if name == b"content-type":
-                return value.startswith(b"text/event-stream")
-        return False
 
     async def release(self) -> None:
         """Send what is held, in its order; from here on the response passes through."""
@@ -261,8 +261,8 @@ class Run(Running):
             self.exchange.seal("response")
             held[:] = [self._exposed(message) for message in held]
         try:
-            while held:  # what another task sends meanwhile is put at the end
-                await self._send(held.pop(0))
+            for message in held:  # what another task sends meanwhile is put at the end
+                await self._send(message)
         finally:
             self._held = None
 

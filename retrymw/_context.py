@@ -264,10 +264,10 @@ def current_attempt(default: object = _MISSING) -> object:
     return default
 
 
-def is_inside(run: Running | None) -> bool:
-    """Whether code that runs in this context is part of a request that is being handled.
+def is_inside(run: Running) -> bool:
+    """Whether code that runs in the context of ``run`` is part of a request that is being handled.
 
     Servers may start the next request of a connection in a context copied from the one before, so a
     run that is over, or whose response is out, does not count.
     """
-    return run is not None and not run.over and not run.released
+    return not run.over and not run.released

@@ -68,7 +68,8 @@ class RetryMiddleware:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        if scope["type"] != "http" or is_inside(running.get()):
+        outer = running.get()
+        if scope["type"] != "http" or (outer is not None and is_inside(outer)):
             return await self.app(scope, receive, send)
         run = Run(self._settings, scope, receive, send)
         error: Exception | None = None

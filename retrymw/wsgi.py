@@ -70,7 +70,8 @@ class RetryMiddleware:
             _warn_of_flask(app)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if is_inside(running.get()):
+        outer = running.get()
+        if outer is not None and is_inside(outer):
             return self.app(environ, start_response)
         run = Run(self._settings, environ, start_response)
         error: Exception | None = None

@@ -524,7 +524,6 @@ def test_resource_of_an_unknown_database(known):
 def test_is_inside(over, released, inside):
     """G2: a request within an attempt is part of it; one that follows it on a connection is not."""
     assert is_inside(SimpleNamespace(over=over, released=released)) is inside
-    assert not is_inside(None)
 
 
 # Context variables.
