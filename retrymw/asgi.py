@@ -119,7 +119,7 @@ class RetryMiddleware:
                     return result
                 run.close()
                 restore(run.context)
-                await self._undo(run)
+                await self._undo_or_abandon(run)
                 if isinstance(command, Replay) and not run.gone:
                     self._tell(run, next_in=command.after)
                     forget_frames(error, run.attempt.seen, run.exchange.failures[-1].exception)
@@ -141,7 +141,7 @@ class RetryMiddleware:
                 except Exception as exc:
                     error = exc
                 except BaseException:
-                    await self._undo(run)
+                    await self._undo_or_abandon(run)
                     self._abandon(run)
                     raise
                 finally:
@@ -191,7 +191,7 @@ class RetryMiddleware:
             return command
         return run.exchange.begin(monotonic()) or command
 
-    async def _undo(self, run: Run) -> None:
+    async def _undo_or_abandon(self, run: Run) -> None:
         try:
             await _undo(run)
         except BaseException:

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -111,7 +112,7 @@ class ProcessTree:
         pid = self._main.pid
         if not self._paused:
             os.kill(pid, signal.SIGSTOP)
-            os.waitpid(pid, os.WUNTRACED)
+            self._wait_halted(pid)
             self._paused = True
         children = Path(f"/proc/{pid}/task/{pid}/children")
         if children.exists():
@@ -119,6 +120,14 @@ class ProcessTree:
         command = ["pgrep", "-P", str(pid)]
         found = subprocess.run(command, stdout=subprocess.PIPE, check=False)
         return [int(child) for child in found.stdout.split()]
+
+    def _wait_halted(self, pid: int) -> None:
+        """Wait until the kernel says so, or for a second: not every one tells reliably."""
+        deadline = time.monotonic() + 1
+        while os.waitpid(pid, os.WUNTRACED | os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.001)
 
     def _reap(self) -> None:
         self._main.wait(_BOUND)
