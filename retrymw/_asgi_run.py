@@ -19,6 +19,7 @@ from retrymw.typing import Message, Receive, Scope, Send
 __all__ = ["Run"]
 
 _AHEAD_BYTES: Final = 1 << 16  # taken in during a wait, while listening for the client's leaving
+_AHEAD_MESSAGES: Final = 256
 _PIECE: Final = 1 << 16  # bytes of the recording in one message of a replay
 
 # These stand for a body of their own, so they release what is held like body bytes do.
@@ -190,22 +191,31 @@ class Run(Running):
         Until the body is over, listening takes it in. A little of that is harmless once the app has
         begun to read; a client that waits for 100-continue must not be told to send.
         """
-        if self.recording is not None and (self.recording.ended or self.recording.dropped):
-            return self.recording.ended
-        ahead = self.ahead or ()
-        if any(not message.get("more_body", False) for message in ahead):
+        if self._body_is_over():
             return True
+        if self.recording is not None and self.recording.dropped:
+            return False
+        ahead = self.ahead or ()
         if self.recording is None and any(name == b"expect" for name, _ in self.request["headers"]):
             return False
-        return sum(len(message.get("body", b"")) for message in ahead) < _AHEAD_BYTES
+        taken = sum(len(message.get("body", b"")) for message in ahead)
+        return taken < _AHEAD_BYTES and len(ahead) < _AHEAD_MESSAGES
+
+    def _body_is_over(self) -> bool:
+        if self.recording is not None and self.recording.ended:
+            return True
+        return any(not message.get("more_body", False) for message in self.ahead or ())
 
     async def listen(self, receive: Receive) -> None:
         """Return when the client has left; what comes of the body meanwhile is kept for the app."""
         while self.may_listen:
+            over = self._body_is_over()
             message = await receive()
             if message["type"] == "http.disconnect":
                 self.gone = True
                 return
+            if over:
+                break  # a server that repeats itself would keep us busy
             if self.ahead is None:
                 self.ahead = []
             self.ahead.append(message)

@@ -9,7 +9,7 @@ from typing import Any
 from retrymw._core.policy import RetryPolicy, is_async
 from retrymw.typing import Hook
 
-__all__ = ["Settings", "is_async"]
+__all__ = ["Settings"]
 
 _DATABASE_METHODS = ("rollback", "release", "ping")
 

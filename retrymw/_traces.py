@@ -6,11 +6,18 @@ import contextvars
 import traceback
 from typing import Final
 
-from retrymw._context import running
+from retrymw._context import Running, running
 
-__all__ = ["adopt", "forget_frames", "restore"]
+__all__ = ["adopt", "forget_attempt", "forget_frames", "restore"]
 
 _MISSING: Final = object()
+
+
+def forget_attempt(run: Running) -> None:
+    """Forget the frames of all failures that were seen in an attempt, once they have been told."""
+    exchange = run.exchange
+    failures = (*exchange.failures[-1:], *exchange.dooms)
+    forget_frames(run.attempt.seen, *(failure.exception for failure in failures))
 
 
 def forget_frames(*excs: BaseException | None) -> None:

@@ -13,7 +13,7 @@ from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
 from retrymw._core.policy import RetryPolicy, is_async
 from retrymw._settings import Settings
-from retrymw._traces import adopt, forget_frames, restore
+from retrymw._traces import adopt, forget_attempt, forget_frames, restore
 from retrymw._wsgi_body import Body, SizedBody
 from retrymw._wsgi_run import Run
 from retrymw.classify import classify
@@ -115,11 +115,14 @@ class RetryMiddleware:
                 restore(run.context)
                 if isinstance(command, Replay):
                     self._tell(run, next_in=command.after)
-                    forget_frames(error, run.attempt.seen, run.exchange.failures[-1].exception)
+                    forget_frames(error)
+                    forget_attempt(run)
                     error = None
                     command = self._wait(run, command)
                 if isinstance(command, Refuse):
                     self._tell(run)
+                    forget_frames(error)
+                    forget_attempt(run)
                     run.forget_body()
                     return run.refuse(command, start_response)
                 self._settings.waiting.discard(run.exchange)
@@ -200,6 +203,7 @@ class RetryMiddleware:
     def _succeed(self, run: Run) -> None:
         _release(run)
         self._tell(run)
+        forget_attempt(run)
         run.forget_body()
         for callback in run.attempt.success_callbacks or ():
             _call_back(callback)

@@ -348,8 +348,12 @@ class Exchange:
         return None
 
     def abandon(self) -> None:
-        """The client has gone: the exchange ends without an answer (G6)."""
-        self.outcome = "abandoned"
+        """The client has gone: the exchange ends without an answer (G6).
+
+        What may have been committed all the same stays said, for the log.
+        """
+        if self.outcome not in WITHOUT_RETRY_AFTER:
+            self.outcome = "abandoned"
 
     def report(self, now: float, path: str, next_in: float | None = None) -> Report:
         """What the log and the hooks are told."""

@@ -21,9 +21,10 @@ _ROLLBACK: Final = _starts(rb"ROLLBACK(?!\s+(?:WORK\s+)?TO\b)")
 _BEGIN: Final = _starts(rb"BEGIN|START\s+TRANSACTION")
 _SET: Final = _starts(rb"SET")
 _IMPLICIT_COMMIT: Final = _starts(
-    rb"ALTER|CREATE|DROP|RENAME|TRUNCATE|GRANT|REVOKE|LOCK\s+TABLES?|INSTALL|UNINSTALL|FLUSH|RESET"
+    rb"ALTER|CREATE|DROP|RENAME|TRUNCATE|GRANT|REVOKE|(?:UN)?LOCK\s+TABLES?|INSTALL|UNINSTALL|FLUSH|"
+    rb"RESET|ANALYZE|OPTIMIZE|REPAIR|CHECK|CACHE"
 )
-_OPAQUE: Final = re.compile(rb"CALL\b|EXECUTE\b|[^;]*;\s*[^;\s]", re.IGNORECASE)
+_OPAQUE: Final = _starts(rb"CALL|EXECUTE")
 
 
 class Transaction:
@@ -41,7 +42,7 @@ class Transaction:
     def commits(self, statement: bytes, *, autocommit: bool) -> bool:
         """Whether ``statement`` makes work durable when the server answers it."""
         text = sql.without_comments(statement)
-        if _OPAQUE.match(text) or _IMPLICIT_COMMIT.match(text):
+        if _OPAQUE.match(text) or _IMPLICIT_COMMIT.match(text) or len(sql.statements(text)) > 1:
             return True
         if _BEGIN.match(text) or _SET.match(text) or sql.commits(text):
             return self._work  # SET may be SET autocommit=1, which commits

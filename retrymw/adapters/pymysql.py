@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol
 
 import pymysql
@@ -99,7 +100,7 @@ class Database:
             yield loan.connection()
 
     def rollback(self, attempt: Attempt) -> None:
-        """Undo the attempt's transaction, within two seconds."""
+        """Undo the attempt's transaction, within four seconds."""
         loan = self._loan(attempt)
         if loan is not None:
             loan.rollback()
@@ -140,6 +141,7 @@ class Connection(pymysql.connections.Connection):
         self._turn = threading.RLock()
         self._transaction = Transaction()
         super().__init__(**connect_args)
+        self.autocommit_at_first = self.get_autocommit()
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """As in PyMySQL, which sends every statement but commit() and rollback() through here."""
@@ -158,11 +160,26 @@ class Connection(pymysql.connections.Connection):
         """As in PyMySQL."""
         self._tracked(b"BEGIN", super().begin)
 
+    def autocommit(self, value: bool | None) -> None:
+        """As in PyMySQL; switching it on commits."""
+        self._tracked(b"SET autocommit", functools.partial(super().autocommit, value))
+
+    def interrupt(self) -> None:
+        """Wait two seconds at most for a statement of another thread, then cut the connection."""
+        if self._turn.acquire(timeout=_UNDO_SECONDS):
+            self._turn.release()
+            return
+        self.lost = True
+        with suppress(OSError, AttributeError):  # the other thread was faster
+            getattr(self, "_sock", None).shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]  # may be None
+
     def _tracked(self, statement: bytes, send: Callable[[], Any]) -> Any:
         with self._turn:
             attempt, autocommit = self.attempt, bool(self.get_autocommit())
-            commits = attempt is not None and self._transaction.commits(
-                statement, autocommit=autocommit
+            commits = (
+                attempt is not None
+                and self.open  # or nothing is sent
+                and self._transaction.commits(statement, autocommit=autocommit)
             )
             if attempt is not None and commits:
                 attempt.commit_sent()
@@ -181,6 +198,16 @@ class Connection(pymysql.connections.Connection):
                 attempt.commit_answered(committed=True)
             self._transaction.answered(statement, autocommit=autocommit)
             return answer
+
+    @property
+    def closed_by_app(self) -> bool:
+        """Whether somebody called close()."""
+        return bool(getattr(self, "_closed", False))
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether another attempt may have this connection."""
+        return self.open and not self.lost and self.get_autocommit() == self.autocommit_at_first
 
     def hurry(self) -> None:
         """What is sent from now on is answered within two seconds, or the connection is lost."""
@@ -208,6 +235,7 @@ class _Loan:
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._proxy: Any = None
+        self._pool: Pool | None = None
         self._renew: Callable[[], None] = _nothing
         self._over = False
 
@@ -221,6 +249,11 @@ class _Loan:
         with self._lock:
             if self._over:
                 raise RuntimeError(f"the connection of {self._attempt!r} was given back already")
+            if self._connection is not None and self._connection.closed_by_app:
+                raise RuntimeError(
+                    f"the connection of {self._attempt!r} was closed by the app: leave that to the "
+                    "middleware, and don't use it as a context manager of its own"
+                )
             if self._connection is None:
                 try:
                     self._connection = self._connect()
@@ -236,6 +269,7 @@ class _Loan:
         if pool is None:
             connection = database._open()
         else:
+            self._pool = pool
             self._proxy = pool.connect()
             connection = self._proxy.dbapi_connection
             connection.relax(database._connect_args["read_timeout"])
@@ -249,7 +283,9 @@ class _Loan:
             if connection is not None and connection.open and not connection.lost:
                 connection.attempt = None
                 connection.hurry()
-                connection.rollback()
+                connection.interrupt()
+                if not connection.lost:
+                    connection.rollback()
 
     def give_back(self) -> None:
         with self._lock:
@@ -260,14 +296,17 @@ class _Loan:
                 return
             connection.attempt = None
             connection.hurry()
+            connection.interrupt()
             if proxy is None:
                 if connection.open:
                     connection.close()
-            elif connection.lost or not connection.open:
-                proxy.invalidate()
-                self._renew()
-            else:
+            elif connection.is_as_it_was and self._pool is self._database._pool:
                 proxy.close()
+            else:
+                dropped = connection.lost or not (connection.open or connection.closed_by_app)
+                proxy.invalidate()
+                if dropped:
+                    self._renew()
 
 
 def _nothing() -> None:

@@ -94,5 +94,5 @@ def autocommits(owner: object) -> bool:
             return False
         asked = getattr(connection, "get_autocommit", None)
         return (asked() if asked is not None else getattr(connection, "autocommit", False)) is True
-    except Exception:  # a connection that is gone may not want to be asked
-        return False
+    except Exception:  # one that is gone may not want to be asked: then it can't be ruled out
+        return True

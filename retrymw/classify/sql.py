@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["commits", "reads", "without_comments"]
+__all__ = ["commits", "reads", "statements", "without_comments"]
 
 _COMMENT: Final = re.compile(
     rb"--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:[^*]|\*(?!/))*\*/", re.DOTALL
 )
 _COMMIT: Final = re.compile(rb"(?:COMMIT|END|XA\s+COMMIT|CALL)\b", re.IGNORECASE)
-_LATER_COMMIT: Final = re.compile(rb";\s*(?:COMMIT|END|XA\s+COMMIT)\b", re.IGNORECASE)
+_LITERAL: Final = re.compile(rb"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _READ: Final = re.compile(
     rb"(?:\(\s*)*(?:SELECT|SHOW|SET|USE|DESC|DESCRIBE|EXPLAIN|BEGIN|START|SAVEPOINT|RELEASE|"
     rb"ROLLBACK|VALUES|TABLE|FETCH|DECLARE|CLOSE|LISTEN|KILL|HELP)\b",
@@ -39,13 +39,24 @@ def commits(statement: object) -> bool:
             is none of these does not commit.
     """
     text = _text(statement)
-    return bool(_COMMIT.match(without_comments(text)) or _LATER_COMMIT.search(text))
+    return any(_COMMIT.match(without_comments(statement)) for statement in statements(text))
 
 
 def reads(statement: object) -> bool:
     """Whether a statement leaves no work to be committed; in doubt it does."""
     text = _text(statement)
-    return bool(_READ.match(without_comments(text))) and b";" not in text.rstrip(b"; \t\r\n")
+    return all(_READ.match(without_comments(statement)) for statement in statements(text))
+
+
+def statements(text: bytes) -> list[bytes]:
+    """The statements in one text; the first of them, where there is but one, as it is.
+
+    A semicolon in a literal separates nothing: drivers write the app's values into the text.
+    """
+    if b";" not in text:
+        return [text]
+    parts = _LITERAL.sub(b"''", text).split(b";")
+    return [part for part in parts if part.strip()] or [text]
 
 
 def _text(statement: object) -> bytes:

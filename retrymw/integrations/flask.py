@@ -63,12 +63,12 @@ class Retry:
         )
         handle_user_exception = app.handle_user_exception
 
-        def see_and_handle(e: Exception) -> Any:
-            _saw(app, exception=e)
-            return handle_user_exception(e)
+        def see_and_handle(*args: Any) -> Any:
+            _saw(app, exception=args[-1])  # later versions of Flask pass the context first
+            return handle_user_exception(*args)
 
         # The signal is not sent for what an error handler takes, so the method is wrapped as well.
-        app.handle_user_exception = see_and_handle  # type: ignore[method-assign]
+        app.handle_user_exception = see_and_handle  # type: ignore[assignment,method-assign]
         got_request_exception.connect(_saw, app)
         request_started.connect(_routed, app)
         app.wsgi_app = middleware  # type: ignore[assignment,method-assign]  # as Flask documents

@@ -585,3 +585,113 @@ def test_pool_runs_dry(pooled: Open) -> None:
         response = request(read(database), database, hooks=[lambda report: connections.close()])
     assert (response.headers["retry-attempts"], *outcome(response)) == ("2", 200, "recovered")
     assert response.headers["retry-reason"] == "too-many-connections"
+
+
+def test_semicolon_in_a_value(database: Database, mariadb_proxy: FaultProxy) -> None:
+    """G3: a semicolon that a client sent is no second statement, and no commit."""
+    cut = once(lambda: mariadb_proxy.cut("reset", at=1))
+
+    @rollback_safe
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            insert(connection, "Tom &amp; Jerry; or 'so'")
+            cut()
+            connection.cursor().execute("SELECT 1")
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == (200, "recovered")
+
+
+def test_autocommit_is_switched_on(
+    database: Database, mariadb_proxy: FaultProxy, things: Callable[[], list[str]]
+) -> None:
+    """G4: connection.autocommit(True) commits what was done before it."""
+
+    @rollback_safe
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            insert(connection, "a")
+            connection.autocommit(True)
+            mariadb_proxy.cut("reset", at=1)
+            connection.cursor().execute("SELECT 1")
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == (503, "committed")
+    assert things() == ["a"]
+
+
+def test_commit_that_was_never_sent(database: Database, mariadb_proxy: FaultProxy) -> None:
+    """G3: commit() on a connection that is gone sends nothing, so nothing was committed."""
+    cut = once(lambda: mariadb_proxy.cut("reset", at=1))
+
+    @rollback_safe
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            cut()
+            try:
+                insert(connection, "a")
+            finally:
+                connection.commit()
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == (200, "recovered")
+
+
+def test_connection_that_the_app_closed(database: Database) -> None:
+    """Closing the attempt's connection is a mistake, and the message says so."""
+
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            connection.close()
+        with database.connection():
+            raise AssertionError("not reached")
+
+    with pytest.raises(RuntimeError, match="was closed by the app"):
+        request(endpoint, database)
+
+
+def test_autocommit_does_not_leak_through_the_pool(
+    pooled: Open, things: Callable[[], list[str]]
+) -> None:
+    """G1: the next request finds a connection as the first one found it."""
+    database = pooled()
+
+    def switch(request: Request) -> Response:
+        with database.connection() as connection:
+            connection.autocommit(True)
+        return PlainTextResponse("")
+
+    def forget(request: Request) -> Response:
+        with database.connection() as connection:
+            insert(connection, "forgotten")
+        return PlainTextResponse("")
+
+    assert request(switch, database).status_code == request(forget, database).status_code == 200
+    assert things() == []
+
+
+def test_thread_in_a_statement_does_not_delay_the_end(database: Database) -> None:
+    """G6: a statement that a thread left behind is cut off after two seconds."""
+    threads: list[threading.Thread] = []
+    started = threading.Event()
+
+    def linger() -> None:
+        with database.connection() as connection:
+            started.set()
+            with pytest.raises(pymysql.Error):
+                connection.cursor().execute("SELECT SLEEP(20)")
+
+    def endpoint(request: Request) -> Response:
+        with database.connection():
+            pass
+        run = contextvars.copy_context().run
+        threads.append(threading.Thread(target=run, args=(linger,)))
+        threads[0].start()
+        started.wait(10)
+        raise LookupError("a bug")
+
+    start = monotonic()
+    with pytest.raises(LookupError):
+        request(endpoint, database)
+    threads[0].join(10)
+    assert monotonic() - start < 9

@@ -7,6 +7,7 @@ import sys
 import anyio
 import anyio.from_thread
 import pytest
+import tenacity
 
 from retrymw import current_attempt
 from retrymw.asgi import RetryMiddleware
@@ -406,3 +407,17 @@ async def test_server_that_refuses_to_send_is_heard():
         await middleware(client.scope, client.receive, send)
     assert calls == 1
     assert database.log[-1] == "release 1"
+
+
+async def test_server_that_repeats_itself_keeps_nobody_busy():
+    """G2: a server that goes on saying that the body is over, at once, is asked only so often."""
+    client, asked = Client(), []
+
+    async def receive():
+        asked.append(True)
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    middleware = RetryMiddleware(Flaky(lost()), policy=policy(wait=tenacity.wait_fixed(0.01)))
+    await middleware(client.scope, receive, client.send)
+    assert client.status == 200
+    assert len(asked) < 10
