@@ -42,7 +42,11 @@ class Backend:
     server: MariaDB | PostgreSQL
     proxy: FaultProxy
     connection: Callable[[], AbstractContextManager[Any]]
-    tells_phase: bool = True  # psycopg2 does not tell a statement from a COMMIT
+    # psycopg2 does not tell a statement from a COMMIT. mysqlclient does, but a connection of it
+    # that is lost can't be asked whether it was under autocommit, where a statement is one.
+    tells_phase: bool = True
+    # What psycopg2 raises on a closed connection says that nothing was sent.
+    tells_when_closed: bool = True
     databases: tuple[Any, ...] = ()
 
     @property
@@ -84,11 +88,17 @@ def _adapter(server: MariaDB, proxy: FaultProxy) -> Backend:
 
 
 def _plain(
-    connect: Callable[..., Any], *, tells_phase: bool = True, **options: Any
+    connect: Callable[..., Any],
+    *,
+    tells_phase: bool = True,
+    tells_when_closed: bool = True,
+    **options: Any,
 ) -> Callable[..., Backend]:
     def backend(server: MariaDB | PostgreSQL, proxy: FaultProxy) -> Backend:
         arguments = server.connect_args(host=proxy.host, port=proxy.port) | options
-        return Backend(server, proxy, lambda: closing(connect(**arguments)), tells_phase)
+        return Backend(
+            server, proxy, lambda: closing(connect(**arguments)), tells_phase, tells_when_closed
+        )
 
     return backend
 
@@ -96,7 +106,10 @@ def _plain(
 BACKENDS: dict[str, tuple[str, Callable[..., Backend]]] = {
     "pymysql-adapter": ("mariadb", _adapter),
     "pymysql": ("mariadb", _plain(pymysql.connect, read_timeout=SECONDS, ssl_disabled=True)),
-    "mysqlclient": ("mariadb", _plain(MySQLdb.connect, read_timeout=SECONDS)),
+    "mysqlclient": (
+        "mariadb",
+        _plain(MySQLdb.connect, tells_phase=False, tells_when_closed=False, read_timeout=SECONDS),
+    ),
     "psycopg": ("postgresql", _plain(psycopg.connect)),
     "psycopg2": ("postgresql", _plain(psycopg2.connect, tells_phase=False)),
 }
