@@ -13,11 +13,11 @@ __all__ = ["adopt", "forget_attempt", "forget_frames", "restore"]
 _MISSING: Final = object()
 
 
-def forget_attempt(run: Running) -> None:
-    """Forget the frames of all failures that were seen in an attempt, once they have been told."""
+def forget_attempt(run: Running, error: BaseException | None = None) -> None:
+    """Forget the frames of ``error`` and of the failures seen in an attempt, once they are told."""
     exchange = run.exchange
     failures = (*exchange.failures[-1:], *exchange.dooms)
-    forget_frames(run.attempt.seen, *(failure.exception for failure in failures))
+    forget_frames(error, run.attempt.seen, *(failure.exception for failure in failures))
 
 
 def forget_frames(*excs: BaseException | None) -> None:

@@ -17,7 +17,7 @@ from retrymw._core.exchange import Send as SendHeld
 from retrymw._core.policy import RetryPolicy, is_async
 from retrymw._settings import Settings
 from retrymw._threads import in_thread
-from retrymw._traces import adopt, forget_attempt, forget_frames, restore
+from retrymw._traces import adopt, forget_attempt, restore
 from retrymw.classify import classify
 from retrymw.instrumentation import log_trouble, tell
 from retrymw.typing import ASGIApp, Hook, Receive, Scope, Send
@@ -123,8 +123,7 @@ class RetryMiddleware:
                 await self._undo_or_abandon(run)
                 if isinstance(command, Replay) and not run.gone:
                     self._tell(run, next_in=command.after)
-                    forget_frames(error)
-                    forget_attempt(run)
+                    forget_attempt(run, error)
                     error = None
                     command = await self._wait(run, command, receive)
                 if run.gone:
@@ -134,8 +133,7 @@ class RetryMiddleware:
                         return await run.refuse(command, send)
                     finally:
                         self._tell(run)
-                        forget_frames(error)
-                        forget_attempt(run)
+                        forget_attempt(run, error)
                 run = run.again(receive, send)
                 self._settings.waiting.discard(run.exchange)
                 context = run.context.copy()

@@ -13,7 +13,7 @@ from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
 from retrymw._core.policy import RetryPolicy, is_async
 from retrymw._settings import Settings
-from retrymw._traces import adopt, forget_attempt, forget_frames, restore
+from retrymw._traces import adopt, forget_attempt, restore
 from retrymw._wsgi_body import Body, SizedBody
 from retrymw._wsgi_run import Run
 from retrymw.classify import classify
@@ -115,14 +115,12 @@ class RetryMiddleware:
                 restore(run.context)
                 if isinstance(command, Replay):
                     self._tell(run, next_in=command.after)
-                    forget_frames(error)
-                    forget_attempt(run)
+                    forget_attempt(run, error)
                     error = None
                     command = self._wait(run, command)
                 if isinstance(command, Refuse):
                     self._tell(run)
-                    forget_frames(error)
-                    forget_attempt(run)
+                    forget_attempt(run, error)
                     run.forget_body()
                     return run.refuse(command, start_response)
                 self._settings.waiting.discard(run.exchange)
@@ -183,9 +181,7 @@ class RetryMiddleware:
     def _pass(self, run: Run, error: Exception) -> Iterable[bytes]:
         """Let through what the app raised, after what the client is to have of the response."""
         try:
-            if (
-                run.complete
-            ):  # it was close() that raised: the server is to hear of it when it closes
+            if run.complete:  # close() raised: the server is to hear of it when it closes
                 run.start()
                 return Body(run, succeed=self._succeed, fail=self._broke, error=error)
             if run.held:

@@ -144,7 +144,7 @@ class Connection(pymysql.connections.Connection):
         self.autocommit_at_first = self.get_autocommit()
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
-        """As in PyMySQL, which sends every statement but commit() and rollback() through here."""
+        """As in PyMySQL; the statements that it does not send through here are tracked below."""
         statement = sql.encode(self.encoding, "surrogateescape") if isinstance(sql, str) else sql
         return self._tracked(bytes(statement), functools.partial(super().query, sql, unbuffered))
 
@@ -236,7 +236,6 @@ class _Loan:
         self._connection: Connection | None = None
         self._proxy: Any = None
         self._pool: Pool | None = None
-        self._renew: Callable[[], None] = _nothing
         self._over = False
 
     def __enter__(self) -> _Loan:
@@ -273,7 +272,6 @@ class _Loan:
             self._proxy = pool.connect()
             connection = self._proxy.dbapi_connection
             connection.relax(database._connect_args["read_timeout"])
-            self._renew = functools.partial(database._renew, pool)
         connection.attempt = self._attempt
         return connection
 
@@ -292,22 +290,19 @@ class _Loan:
             self._over = True
             connection, self._connection = self._connection, None
             proxy, self._proxy = self._proxy, None
+            pool = self._pool
             if connection is None:
                 return
             connection.attempt = None
             connection.hurry()
             connection.interrupt()
-            if proxy is None:
+            if pool is None:
                 if connection.open:
                     connection.close()
-            elif connection.is_as_it_was and self._pool is self._database._pool:
+            elif connection.is_as_it_was and pool is self._database._pool:
                 proxy.close()
             else:
                 dropped = connection.lost or not (connection.open or connection.closed_by_app)
                 proxy.invalidate()
                 if dropped:
-                    self._renew()
-
-
-def _nothing() -> None:
-    pass
+                    self._database._renew(pool)
