@@ -2,33 +2,40 @@
 
 A classifier is a function from one exception to a failure or None. It is found by the package that
 the exception's class, or one of its bases, is defined in, so no driver is imported here and a
-missing one costs nothing. Adding a driver is an entry in ``CLASSIFIERS``.
+missing one costs nothing. Drivers also let exceptions of Python's own through (OSError,
+TimeoutError): those go to the classifier of the package whose code raised them, if there is one.
+Adding a driver is an entry in a family's ``PACKAGES``, or ``register``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Final
+from typing import Final, get_args
 
 from retrymw._core.failure import Failure
 from retrymw.classify import layers, mysql, own, postgresql
+from retrymw.classify._frames import PACKAGES, Package, origin_of, phase_of
+from retrymw.exceptions import (
+    DisconnectionError,
+    Phase,
+    RetryableError,
+    TooManyConnections,
+    TransactionConflict,
+)
 
-__all__ = ["classify"]
+__all__ = ["Failure", "classify", "phase_of", "register", "translate"]
 
-Classifier = Callable[[BaseException], Failure | None]
-
-CLASSIFIERS: Final[dict[str, Classifier]] = {
-    "retrymw": own.retrymw,
-    "pymysql": mysql.pymysql,
-    "MySQLdb": mysql.mysqlclient,
-    "psycopg": postgresql.psycopg,
-    "psycopg2": postgresql.psycopg2,
-    "sqlalchemy": layers.sqlalchemy,
-}
+PACKAGES.update(own.PACKAGES | mysql.PACKAGES | postgresql.PACKAGES | layers.PACKAGES)
 
 # Deep enough for any real chain, shallow enough for a malicious or cyclic one.
 _MOST_LINKS: Final = 64
+
+_TYPES: Final = {
+    cls.kind: cls for cls in (DisconnectionError, TooManyConnections, TransactionConflict)
+}
 
 
 def classify(exc: BaseException) -> Failure | None:
@@ -39,14 +46,19 @@ def classify(exc: BaseException) -> Failure | None:
     another one says that a COMMIT may have been lost: a rollback that fails after that does not
     hide it (G4). The failure's ``exception`` is the one that answered.
 
+    An ``OSError`` or ``TimeoutError`` is ours only if the code of a database driver raised it: an
+    HTTP client's refused connection in the same endpoint is not.
+
     A ``BaseException`` that is no ``Exception`` (cancellation, ``SystemExit``) is never ours (G6).
     """
     if not isinstance(exc, Exception):
         return None
     failures = []
     for link in _chain(exc):
-        classifier = _classifier_of(type(link))  # type: ignore[arg-type]  # a class is hashable
-        failure = classifier(link) if classifier is not None else None
+        package = _package_of(type(link))  # type: ignore[arg-type]  # a class is hashable
+        if package is _TRANSPORT:
+            package = PACKAGES.get(origin_of(link))
+        failure = package.classify(link) if package is not None else None
         if failure is not None:
             failures.append(failure)
     if not failures:
@@ -55,13 +67,89 @@ def classify(exc: BaseException) -> Failure | None:
     return lost or own.with_evidence(failures)
 
 
+def register(
+    package: str,
+    classifier: Callable[[BaseException], Failure | None],
+    *,
+    phases: Mapping[str, Phase] | None = None,
+    statements: Mapping[str, str] | None = None,
+) -> None:
+    """Teach ``classify`` a driver or layer of your own; do it once, at start-up.
+
+    Args:
+        package: the top-level package whose exceptions, and subclasses of them, ``classifier`` is
+            given, and any ``OSError`` or ``TimeoutError`` that the package's code lets through. One
+            that is known already is replaced.
+        classifier: from one exception to a ``Failure``, or None if it is not ours. What it wraps
+            (``.orig``, cause, context) is looked at without its help. If it raises, that is logged,
+            and counts as None.
+        phases: the package's functions and methods by name, and the phase each runs in; what
+            ``phase_of(exc)`` then reads off a traceback.
+        statements: of those, the ones that are given SQL, and their parameter for it: a COMMIT that
+            is executed as a statement is one (G4).
+
+    Raises:
+        ValueError: the package's name has a dot in it, or a phase is none.
+        TypeError: the classifier can't be called.
+    """
+    if not package.isidentifier():
+        raise ValueError(
+            f"register() was given package={package!r}; it needs the name of a top-level package"
+        )
+    if not callable(classifier):
+        raise TypeError(f"register() was given classifier={classifier!r}, which can't be called")
+    for function, phase in (phases or {}).items():
+        if phase not in get_args(Phase):
+            raise ValueError(
+                f"register() was given phases={{{function!r}: {phase!r}}}; allowed: "
+                f"{', '.join(get_args(Phase))}"
+            )
+
+    def guarded(exc: BaseException) -> Failure | None:
+        try:
+            return classifier(exc)
+        except Exception:
+            _logger.exception("The classifier registered for %r failed", package)
+            return None
+
+    PACKAGES[package] = Package(guarded, phases or {}, statements or {})
+    _package_of.cache_clear()
+
+
+@contextmanager
+def translate() -> Iterator[None]:
+    """Re-raise the database's failures as retrymw's own exceptions, for code that wants one type.
+
+    Within the block, what ``classify`` knows becomes a ``DisconnectionError``,
+    ``TooManyConnections`` or ``TransactionConflict``, raised from the original, with its phase. All
+    else passes untouched, and so does what is one of these already. For async code as well.
+    """
+    try:
+        yield
+    except RetryableError:
+        raise
+    except Exception as exc:
+        failure = classify(exc)
+        if failure is None:
+            raise
+        raise _TYPES[failure.kind](str(exc), phase=failure.phase) from exc
+
+
+_logger = logging.getLogger("retrymw")
+
+_TRANSPORT: Final = Package(lambda exc: None)
+"""Stands for the package that is to be found by the traceback."""
+
+
 @lru_cache(maxsize=1024)
-def _classifier_of(cls: type[BaseException]) -> Classifier | None:
+def _package_of(cls: type[BaseException]) -> Package | None:
     for base in cls.__mro__:
-        classifier = CLASSIFIERS.get(str(base.__module__).partition(".")[0])
-        if classifier is not None:
-            return classifier
-    return None
+        package = PACKAGES.get(str(base.__module__).partition(".")[0])
+        if package is not None:
+            return package
+    # On Python 3.10 neither asyncio's TimeoutError nor that of concurrent.futures is an OSError.
+    transport = issubclass(cls, (OSError, EOFError)) or cls.__name__ == "TimeoutError"
+    return _TRANSPORT if transport else None
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:

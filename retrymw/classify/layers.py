@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from retrymw._core.failure import Failure
+from typing import Final
 
-__all__ = ["sqlalchemy"]
+from retrymw._core.failure import Failure
+from retrymw.classify._frames import Package
+
+__all__ = ["PACKAGES"]
 
 
 def sqlalchemy(exc: BaseException) -> Failure | None:
@@ -21,3 +24,19 @@ def sqlalchemy(exc: BaseException) -> Failure | None:
     if name == "PendingRollbackError" and getattr(exc, "code", None) == "8s2b":
         return Failure("disconnection", "unknown", exc, "8s2b", "sqlalchemy")
     return None
+
+
+PACKAGES: Final[dict[str, Package]] = {
+    "sqlalchemy": Package(
+        sqlalchemy,
+        phases={
+            "do_commit": "commit",
+            "do_commit_twophase": "commit",
+            "do_execute": "execute",
+            "do_executemany": "execute",
+            "do_execute_no_params": "execute",
+            "do_rollback": "execute",
+        },
+        statements={"do_execute": "statement"},
+    ),
+}

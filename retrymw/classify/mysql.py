@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from retrymw._core.failure import Failure
-from retrymw.classify._frames import phase_of
+from retrymw.classify._frames import Package, phase_of
 from retrymw.exceptions import Kind, Phase
 
-__all__ = ["CODES", "mysqlclient", "pymysql"]
+__all__ = ["CODES", "PACKAGES"]
 
 
 class Code(NamedTuple):
@@ -86,3 +86,22 @@ def _code(exc: BaseException) -> int | None:
 
 def _text(exc: BaseException) -> str:
     return str(exc.args[1]) if len(exc.args) > 1 else ""
+
+
+PACKAGES: Final[dict[str, Package]] = {
+    "pymysql": Package(
+        pymysql,
+        phases={
+            "connect": "connect",
+            "commit": "commit",
+            "query": "execute",
+            "rollback": "execute",
+        },
+        statements={"query": "sql"},
+    ),
+    "MySQLdb": Package(
+        mysqlclient,
+        phases={"__init__": "connect", "_query": "execute", "query": "execute"},
+        statements={"_query": "q", "query": "query"},
+    ),
+}

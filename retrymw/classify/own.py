@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from retrymw._core.failure import Failure
+from retrymw.classify._frames import Package
 from retrymw.exceptions import RetryableError
 
-__all__ = ["retrymw", "with_evidence"]
+__all__ = ["PACKAGES", "with_evidence"]
 
 
 def retrymw(exc: BaseException) -> Failure | None:
@@ -27,3 +29,6 @@ def with_evidence(failures: Sequence[Failure]) -> Failure:
         if evidence.driver != "retrymw":
             return replace(first, phase=evidence.phase, code=evidence.code, driver=evidence.driver)
     return first
+
+
+PACKAGES: Final[dict[str, Package]] = {"retrymw": Package(retrymw)}

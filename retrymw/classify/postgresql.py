@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from retrymw._core.failure import Failure
-from retrymw.classify._frames import autocommits, phase_of
+from retrymw.classify._frames import Package, autocommits, phase_of
 from retrymw.classify.sql import commits, reads
 from retrymw.exceptions import Kind, Phase
 
-__all__ = ["SQLSTATES", "TEXTS", "psycopg", "psycopg2"]
+__all__ = ["PACKAGES", "SQLSTATES", "TEXTS"]
 
 
 class State(NamedTuple):
@@ -131,3 +131,25 @@ _DENIED: Final = ("authentication failed", "no pg_hba.conf entry", '" does not e
 
 # The classes that failures without an SQLSTATE come in; a ProgrammingError's text proves nothing.
 _CODELESS: Final = ("OperationalError", "InterfaceError")
+
+
+PACKAGES: Final[dict[str, Package]] = {
+    "psycopg": Package(
+        psycopg,
+        phases={
+            "connect": "connect",
+            "commit": "commit",
+            "_commit_gen": "commit",
+            "execute": "execute",
+            "executemany": "execute",
+            "stream": "execute",
+            "copy": "execute",
+            "rollback": "execute",
+            "_rollback_gen": "execute",
+            "_enter_gen": "execute",
+            "_check_connection_ok": "execute",
+        },
+        statements={"execute": "query", "executemany": "query", "copy": "statement"},
+    ),
+    "psycopg2": Package(psycopg2, phases={"connect": "connect"}),
+}
