@@ -8,7 +8,7 @@ NEWEST = $(lastword $(PYTHONS))
 TESTED = $(sort $(OLDEST) $(NEWEST))
 BIN = .venvs/$(NEWEST)/bin
 
-.PHONY: help test check lint types walls docs format demo bench venvs system clean
+.PHONY: help test check lint types walls docs format matrix demo bench venvs system clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,11 @@ docs: venvs  ## Build the documentation into docs/_build
 format: venvs  ## Format the code and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+matrix: venvs  ## Write docs/reference/drivers.md anew
+	@for python in $(TESTED); do \
+		.venvs/$$python/bin/python -m pytest tests/servers/test_matrix.py --write-matrix || exit; \
+	done
 
 demo: .venvs/demo/.ready  ## Run the example app through a database outage
 	.venvs/demo/bin/python -m example_app drill

@@ -19,7 +19,8 @@ _servers: dict[str, MariaDB | PostgreSQL] = {}
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
     """A MariaDB server with 20 connections. Do not close it; all else is undone after the test."""
-    with MariaDB(max_connections=20) as server:
+    # A limit of accounts can be changed while the server runs only if it has started with one.
+    with MariaDB(max_connections=20, settings={"max-user-connections": 1000}) as server:
         _servers["mariadb"] = server
         yield server
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final, get_args
 
 from retrymw._core.failure import Failure
-from retrymw.classify import layers, mysql, own, postgresql
+from retrymw.classify import layers, mysql, orms, own, postgresql, sqlite
 from retrymw.classify._frames import PACKAGES, Package, origin_of, phase_of
 from retrymw.exceptions import (
     DisconnectionError,
@@ -28,7 +28,8 @@ from retrymw.exceptions import (
 
 __all__ = ["Failure", "classify", "phase_of", "register", "translate"]
 
-PACKAGES.update(own.PACKAGES | mysql.PACKAGES | postgresql.PACKAGES | layers.PACKAGES)
+for _family in (own, mysql, postgresql, sqlite, layers, orms):
+    PACKAGES.update(_family.PACKAGES)
 
 # Deep enough for any real chain, shallow enough for a malicious or cyclic one.
 _MOST_LINKS: Final = 64
@@ -63,8 +64,8 @@ def classify(exc: BaseException) -> Failure | None:
             failures.append(failure)
     if not failures:
         return None
-    lost = next((failure for failure in failures if failure.leaves_commit_unknown), None)
-    return lost or own.with_evidence(failures)
+    lost = [failure for failure in failures if failure.leaves_commit_unknown]
+    return own.with_evidence(lost or failures)
 
 
 def register(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from retrymw.classify import classify
@@ -15,12 +17,14 @@ def verdict(exc: BaseException) -> tuple[str, str] | None:
 
 def passed_through(exc: Exception, *frames: tuple[str, str, dict[str, Any]]) -> Exception:
     """The exception, raised through functions, innermost first: (module, name, local variables)."""
+    step: Callable[[], Any] | None = None
     for module, name, variables in frames:
-        source = f"def {name}(exc, {', '.join(variables)}):\n    raise exc"
+        body = "step()" if step else "raise exc"
+        source = f"def {name}(exc, step, {', '.join(variables)}):\n    {body}"
         scope: dict[str, Any] = {"__name__": module}
         exec(compile(source, f"{module}.py", "exec"), scope)  # noqa: S102  # the source is above
-        exc = caught(scope[name], exc, **variables)
-    return exc
+        step = partial(scope[name], exc, step, **variables)
+    return caught(step) if step else exc
 
 
 def caught(function: Any, *args: Any, **kwargs: Any) -> Exception:
