@@ -17,7 +17,7 @@ from typing import Final, get_args
 
 from retrymw._core.failure import Failure
 from retrymw.classify import layers, mysql, orms, own, postgresql, sqlite
-from retrymw.classify._frames import PACKAGES, Package, origin_of, phase_of
+from retrymw.classify._frames import PACKAGES, Package, dry_pool, origin_of, phase_of
 from retrymw.exceptions import (
     DisconnectionError,
     Phase,
@@ -54,13 +54,11 @@ def classify(exc: BaseException) -> Failure | None:
     """
     if not isinstance(exc, Exception):
         return None
-    failures = []
+    failures: list[Failure] = []
     for link in _chain(exc):
-        package = _package_of(type(link))  # type: ignore[arg-type]  # a class is hashable
-        if package is _TRANSPORT:
-            package = PACKAGES.get(origin_of(link))
-        failure = package.classify(link) if package is not None else None
-        if failure is not None:
+        failure = _classify_alone(link)
+        # A layer may have answered for the driver's exception already, with a phase of its own.
+        if failure is not None and all(failure.exception is not f.exception for f in failures):
             failures.append(failure)
     if not failures:
         return None
@@ -140,6 +138,18 @@ _logger = logging.getLogger("retrymw")
 
 _TRANSPORT: Final = Package(lambda exc: None)
 """Stands for the package that is to be found by the traceback."""
+
+
+def _classify_alone(exc: BaseException) -> Failure | None:
+    """What one exception means, without those that it wraps."""
+    package = _package_of(type(exc))  # type: ignore[arg-type]  # a class is hashable
+    if package is _TRANSPORT:
+        package = PACKAGES.get(origin_of(exc))
+        if package is None:
+            pool = dry_pool(exc)
+            if pool is not None:
+                return Failure("too-many-connections", "connect", exc, driver=pool)
+    return package.classify(exc) if package is not None else None
 
 
 @lru_cache(maxsize=1024)

@@ -7,26 +7,41 @@ the frames the exception passed through. SQL text is looked at too: ``execute("C
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from retrymw._core.failure import Failure
 from retrymw.classify.sql import commits, reads
 from retrymw.exceptions import Phase
 
-__all__ = ["PACKAGES", "Package", "autocommits", "origin_of", "phase_of"]
+__all__ = [
+    "PACKAGES",
+    "Package",
+    "autocommits",
+    "dry_pool",
+    "frames_of",
+    "origin_of",
+    "package_of",
+    "phase_of",
+]
 
 
-def autocommits(owner: object) -> bool:
-    """Whether every statement of this connection, or cursor of one, is a commit of its own."""
+def autocommits(owner: object) -> bool | None:
+    """Whether every statement of this connection, or cursor of one, is a commit of its own.
+
+    None if it can't be asked any more. It is off where there is no such thing (PEP 249).
+    """
     try:
-        connection: Any = getattr(owner, "connection", None) or owner
+        connection: Any = getattr(owner, "connection", owner)
+        if connection is None:  # that of a closed cursor
+            return None
         if getattr(connection, "_num_transactions", 0):  # in a block of psycopg's transaction()
             return False
         asked = getattr(connection, "get_autocommit", None)
         return (asked() if asked is not None else getattr(connection, "autocommit", False)) is True
-    except Exception:  # one that is gone may not want to be asked: then it can't be ruled out
-        return True
+    except Exception:  # one that is gone may not want to be asked
+        return None
 
 
 class Package(NamedTuple):
@@ -38,13 +53,17 @@ class Package(NamedTuple):
         phases: function of the package -> the phase it runs in.
         statements: function of the package -> the local variable that holds the statement.
         autocommits: whether each statement is a commit of its own, by the ``self`` of such a
-            function: a connection, or a cursor. It must not talk to the server.
+            function: a connection, or a cursor. None leaves it to others: to the layer above, or
+            the driver beneath. It must not talk to the server.
+        waits: functions of the package in which one waits for a connection of its pool, for as long
+            as the app allows.
     """
 
     classify: Callable[[BaseException], Failure | None]
     phases: Mapping[str, Phase] = {}
     statements: Mapping[str, str] = {}
-    autocommits: Callable[[object], bool] = autocommits
+    autocommits: Callable[[object], bool | None] = autocommits
+    waits: Collection[str] = ()
 
 
 PACKAGES: Final[dict[str, Package]] = {}
@@ -64,38 +83,76 @@ _TRANSPORTS: Final = sys.stdlib_module_names | {
 }
 
 
-def phase_of(exc: BaseException) -> Phase:
-    """Where ``exc`` struck, by the frames it passed through; ``unknown`` if they don't tell."""
-    found: set[Phase] = set()
+def frames_of(exc: BaseException) -> list[FrameType]:
+    """The frames that an exception passed through, outermost first."""
+    frames = []
     traceback = exc.__traceback__
     while traceback is not None:
-        frame = traceback.tb_frame
-        package = PACKAGES.get(str(frame.f_globals.get("__name__", "")).partition(".")[0])
-        if package is not None:
-            function = frame.f_code.co_name
-            phase = package.phases.get(function)
-            if phase is not None:
-                found.add(phase)
-            variable = package.statements.get(function)
-            if variable is not None:
-                statement = frame.f_locals.get(variable)
-                if commits(statement) or (
-                    package.autocommits(frame.f_locals.get("self")) and not reads(statement)
-                ):
-                    found.add("commit")
+        frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
+    return frames
+
+
+def package_of(frame: FrameType) -> str:
+    """The top-level package that a frame's code is in."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def phase_of(exc: BaseException, *, answered: bool = False) -> Phase:
+    """Where ``exc`` struck, by the frames it passed through; ``unknown`` if they don't tell.
+
+    Args:
+        answered: whether the server has answered, so that a statement did not commit itself.
+    """
+    found: set[Phase] = set()
+    told: set[bool | None] = set()
+    for frame in frames_of(exc):
+        package = PACKAGES.get(package_of(frame))
+        if package is None:
+            continue
+        function, variables = frame.f_code.co_name, frame.f_locals
+        phase = package.phases.get(function)
+        if phase is not None:
+            found.add(phase)
+        name = package.statements.get(function)
+        if name is not None:
+            statement = variables.get(name)
+            if commits(statement):
+                found.add("commit")
+            elif "self" in variables and not answered and not reads(statement):
+                told.add(package.autocommits(variables["self"]))
+    if True in told or told == {None}:  # in doubt it is one
+        found.add("commit")
     return next((phase for phase in _PRECEDENCE if phase in found), "unknown")
 
 
 def origin_of(exc: BaseException) -> str:
     """The package whose code raised ``exc``: the innermost frame that is no transport's."""
-    names = []
-    traceback = exc.__traceback__
-    while traceback is not None:
-        names.append(traceback.tb_frame.f_globals)
-        traceback = traceback.tb_next
-    for variables in reversed(names):
-        package = str(variables.get("__name__", "")).partition(".")[0]
+    return _innermost(exc)[0]
+
+
+def _innermost(exc: BaseException) -> tuple[str, str]:
+    """Package and function of the innermost frame that is no transport's."""
+    for frame in reversed(frames_of(exc)):
+        package = package_of(frame)
         if package not in _TRANSPORTS:
+            # What Cython compiled has its qualified name here.
+            return package, frame.f_code.co_name.rpartition(".")[2]
+    return "", ""
+
+
+def dry_pool(exc: BaseException) -> str | None:
+    """The package for whose pool an app waited in vain: ``wait_for(pool.acquire(), 1)``.
+
+    A timeout cancels what it is about: where that was waiting is in the cancellation's traceback,
+    on Python 3.10 in that of its context.
+    """
+    cancelled = exc.__cause__ or exc.__context__
+    for _ in range(3):
+        if cancelled is None or type(cancelled).__name__ != "CancelledError":
+            break
+        package, function = _innermost(cancelled)
+        if package in PACKAGES and function in PACKAGES[package].waits:
             return package
-    return ""
+        cancelled = cancelled.__context__
+    return None

@@ -1,92 +1,198 @@
-"""MariaDB and MySQL: PyMySQL and mysqlclient.
-
-Error numbers: MariaDB's error code reference, MySQL 8.4's "Server Error Message Reference" (1xxx,
-4xxx) and "Client Error Message Reference" (2xxx).
-"""
+"""MariaDB and MySQL: PyMySQL, mysqlclient, aiomysql, asyncmy, MySQL's and MariaDB's Connectors."""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Final
 
 from retrymw._core.failure import Failure
-from retrymw.classify._frames import Package, phase_of
+from retrymw.classify._frames import Package, frames_of, package_of, phase_of
+from retrymw.classify._mysql_codes import CODES, TEXTS
 from retrymw.exceptions import Kind, Phase
 
-__all__ = ["CODES", "PACKAGES"]
-
-
-class Code(NamedTuple):
-    """What an error number means. ``phase`` is None where the traceback has to tell."""
-
-    kind: Kind
-    phase: Phase | None
-    name: str
-
-
-CODES: Final[dict[int, Code]] = {
-    1040: Code("too-many-connections", "connect", "ER_CON_COUNT_ERROR"),
-    1135: Code("too-many-connections", "connect", "ER_CANT_CREATE_THREAD"),
-    1203: Code("too-many-connections", "connect", "ER_TOO_MANY_USER_CONNECTIONS"),
-    1226: Code("too-many-connections", "connect", "ER_USER_LIMIT_REACHED"),
-    1053: Code("disconnection", None, "ER_SERVER_SHUTDOWN"),
-    1152: Code("disconnection", None, "ER_ABORTING_CONNECTION"),
-    1158: Code("disconnection", None, "ER_NET_READ_ERROR"),
-    1159: Code("disconnection", None, "ER_NET_READ_INTERRUPTED"),
-    1160: Code("disconnection", None, "ER_NET_ERROR_ON_WRITE"),
-    1161: Code("disconnection", None, "ER_NET_WRITE_INTERRUPTED"),
-    1184: Code("disconnection", None, "ER_NEW_ABORTING_CONNECTION"),
-    1927: Code("disconnection", None, "ER_CONNECTION_KILLED"),
-    2002: Code("disconnection", "connect", "CR_CONNECTION_ERROR"),
-    2003: Code("disconnection", "connect", "CR_CONN_HOST_ERROR"),
-    2005: Code("disconnection", "connect", "CR_UNKNOWN_HOST"),
-    2006: Code("disconnection", None, "CR_SERVER_GONE_ERROR"),
-    2012: Code("disconnection", "connect", "CR_SERVER_HANDSHAKE_ERR"),
-    2013: Code("disconnection", None, "CR_SERVER_LOST"),
-    2055: Code("disconnection", None, "CR_SERVER_LOST_EXTENDED"),
-    4031: Code("disconnection", "execute", "ER_CLIENT_INTERACTION_TIMEOUT"),
-    1020: Code("conflict", None, "ER_CHECKREAD"),
-    1205: Code("conflict", None, "ER_LOCK_WAIT_TIMEOUT"),
-    1213: Code("conflict", None, "ER_LOCK_DEADLOCK"),
-}
+__all__ = ["PACKAGES"]
 
 # 1226 covers max_queries_per_hour and others as well; its text names the resource in quotes
 # ("User '%s' has exceeded the '%s' resource"), whatever the server's language.
 _CONNECTION_RESOURCES: Final = ("'max_user_connections'", "'max_connections_per_hour'")
 
+# m.c's own, after which it closes the connection; a server's 3024 ends a statement, no more.
+_TIMEOUTS: Final = ("ConnectionTimeoutError", "ReadTimeoutError", "WriteTimeoutError")
+
+# How it ends also when a statement is longer than the server's max_allowed_packet: in MariaDB 16 MB
+# by default, in MySQL 64.
+_ENDS: Final = (2006, 2013, 2055)
+_LARGEST_PACKET: Final = 1 << 24
+
 
 def pymysql(exc: BaseException) -> Failure | None:
-    """PyMySQL: ``args`` is ``(code, text)``."""
-    code = _code(exc)
-    if code == 0 and type(exc).__name__ == "InterfaceError":
-        # The connection was closed under the app, by an earlier failure as a rule: nothing is sent.
-        return Failure("disconnection", "execute", exc, 0, "pymysql")
-    return _failure(exc, code, "pymysql")
+    """PyMySQL, and aiomysql, which raises its exceptions: ``args`` is ``(code, text)``."""
+    code, text = _pair(exc)
+    if _is_a(exc, "InterfaceError") and (code == 0 or text == "(0, 'Not connected')"):
+        return _closed(exc, "pymysql")
+    return _numbered(exc, code, text, "pymysql")
+
+
+def asyncmy(exc: BaseException) -> Failure | None:
+    """asyncmy: ``args`` is ``(code, text)``. It is compiled: what it sent leaves no trace."""
+    code, text = _pair(exc)
+    if _is_transport(exc):
+        return _told(exc, "asyncmy")
+    if code == 0 and text == "Not connected":
+        return _closed(exc, "asyncmy")
+    return _numbered(exc, code, text, "asyncmy")
 
 
 def mysqlclient(exc: BaseException) -> Failure | None:
     """mysqlclient: ``args`` is ``(code, text)``; its commit() is C and leaves no frame."""
-    code = _code(exc)
-    if code == 2006 and not _text(exc):
+    code, text = _pair(exc)
+    if code == 2006 and not text:
         return None  # a connection that the app closed itself
-    return _failure(exc, code, "mysqlclient")
+    return _numbered(exc, code, text, "mysqlclient")
 
 
-def _failure(exc: BaseException, code: int | None, driver: str) -> Failure | None:
+def connector(exc: BaseException) -> Failure | None:
+    """MySQL Connector/Python, be it Python, C or asyncio: ``errno``, -1 where it has none.
+
+    commit() and rollback() of the C one raise an exception of ``_mysql_connector``. The asyncio one
+    lets OSErrors through while it connects.
+    """
+    code, text = _number(exc), _text(exc)
+    if _is_transport(exc) or (code == 3024 and _is_a(exc, *_TIMEOUTS)):
+        return _told(exc, "mysql.connector", code)
+    if code == 2055 and "Cursor is not connected" in text:
+        return None  # a connection that the app closed itself
+    return _numbered(exc, code, text, "mysql.connector") or _worded(exc, text, "mysql.connector")
+
+
+def mariadb(exc: BaseException) -> Failure | None:
+    """MariaDB Connector/Python: ``errno``, None where it has none; in the candidates for 2, 0.
+
+    Those raise the same for whatever goes wrong in them. Their statements are not looked at.
+    """
+    code, text = _number(exc), _text(exc)
+    if code == 0 or text.startswith("Execute failed"):
+        failure = _told(exc, "mariadb", code) if isinstance(exc.__context__, OSError) else None
+        if failure is not None and failure.phase == "execute":
+            return replace(failure, phase="unknown")
+        return failure
+    return _numbered(exc, code, text, "mariadb") or _worded(exc, text, "mariadb")
+
+
+def _numbered(exc: BaseException, code: int | None, text: str, driver: str) -> Failure | None:
     known = CODES.get(code) if code is not None else None
     if known is None:
         return None
-    if code == 1226 and not any(name in _text(exc) for name in _CONNECTION_RESOURCES):
+    if code == 1226 and not any(name in text for name in _CONNECTION_RESOURCES):
         return None
-    return Failure(known.kind, known.phase or phase_of(exc), exc, code, driver)
+    if code in _ENDS and _is_oversized(exc):
+        return None
+    return _told(exc, driver, code, known.kind, known.phase)
 
 
-def _code(exc: BaseException) -> int | None:
-    return exc.args[0] if exc.args and isinstance(exc.args[0], int) else None
+def _worded(exc: BaseException, text: str, driver: str) -> Failure | None:
+    """By its text, an exception that has no number."""
+    if _number(exc) not in (None, -1):
+        return None
+    known = next((known for known in TEXTS if known.fragment in text), None)
+    return known and _told(exc, driver, None, known.kind, known.phase)
+
+
+def _closed(exc: BaseException, driver: str) -> Failure:
+    """Used after it was closed, by an earlier failure as a rule: nothing is sent."""
+    return Failure("disconnection", "execute", exc, 0, driver)
+
+
+def _told(
+    exc: BaseException,
+    driver: str,
+    code: int | None = None,
+    kind: Kind = "disconnection",
+    phase: Phase | None = None,
+) -> Failure | None:
+    """The failure, unless the driver caught this exception to raise another one, which tells."""
+    phase = phase or phase_of(exc, answered=kind == "conflict")
+    passed = frames_of(exc)
+    if phase == "unknown" and passed and package_of(passed[0]) in PACKAGES:
+        return None
+    return Failure(kind, phase, exc, code, driver)
+
+
+def _pair(exc: BaseException) -> tuple[int | None, str]:
+    code, text = (*exc.args, "", "")[:2]
+    text = text if isinstance(code, int) else code
+    return code if isinstance(code, int) else None, text if isinstance(text, str) else ""
+
+
+def _number(exc: BaseException) -> int | None:
+    code = getattr(exc, "errno", None)
+    return code if isinstance(code, int) else None
 
 
 def _text(exc: BaseException) -> str:
-    return str(exc.args[1]) if len(exc.args) > 1 else ""
+    try:
+        return str(exc)
+    except Exception:  # a subclass that did not call the driver's __init__()
+        return ""
 
+
+def _is_a(exc: BaseException, *names: str) -> bool:
+    return any(base.__name__ in names for base in type(exc).__mro__)
+
+
+def _is_transport(exc: BaseException) -> bool:
+    """Whether it is one of Python's own that a driver let through."""
+    return isinstance(exc, (OSError, EOFError)) or _is_a(exc, "TimeoutError")
+
+
+def _is_oversized(exc: BaseException) -> bool:
+    """Whether a statement was longer than most servers take: that too ends in a lost connection."""
+    for frame in frames_of(exc):
+        package = PACKAGES.get(package_of(frame))
+        if package is not None:
+            statement = frame.f_locals.get(package.statements.get(frame.f_code.co_name, ""))
+            if isinstance(statement, (str, bytes)) and len(statement) > _LARGEST_PACKET:
+                return True
+    return False
+
+
+def _connector_autocommits(owner: object) -> bool | None:
+    """As the connection was told: its ``autocommit`` asks the server. A cursor leaves it to it."""
+    return getattr(owner, "_autocommit", None)
+
+
+_CONNECTOR: Final = Package(
+    connector,
+    phases={
+        "connect": "connect",
+        "reconnect": "connect",
+        "commit": "commit",
+        "execute": "execute",
+        "executemany": "execute",
+        "rollback": "execute",
+        "cursor": "execute",
+        "ping": "execute",
+        "start_transaction": "execute",
+        "reset_session": "execute",
+    },
+    statements={"execute": "operation", "cmd_query": "query", "cmd_stmt_execute": "data"},
+    autocommits=_connector_autocommits,
+)
+
+_MARIADB: Final = Package(
+    mariadb,
+    phases={
+        "__init__": "connect",
+        "commit": "commit",
+        "tpc_commit": "commit",
+        "execute": "execute",
+        "executemany": "execute",
+        "rollback": "execute",
+        "tpc_rollback": "execute",
+    },
+    statements={"execute": "statement", "executemany": "statement"},
+)
 
 PACKAGES: Final[dict[str, Package]] = {
     "pymysql": Package(
@@ -96,12 +202,47 @@ PACKAGES: Final[dict[str, Package]] = {
             "commit": "commit",
             "query": "execute",
             "rollback": "execute",
+            "ping": "execute",
+            "autocommit": "execute",
         },
-        statements={"query": "sql"},
+        statements={"query": "sql", "autocommit": "value"},
+    ),
+    "aiomysql": Package(
+        partial(_told, driver="aiomysql"),
+        phases={
+            "_connect": "connect",
+            "commit": "commit",
+            "query": "execute",
+            "rollback": "execute",
+            "ping": "execute",
+            "ensure_closed": "execute",
+            "autocommit": "execute",
+        },
+        statements={"query": "sql", "autocommit": "value"},
+        waits=("_acquire",),
+    ),
+    "asyncmy": Package(
+        asyncmy,
+        phases={
+            "connect": "connect",
+            "commit": "commit",
+            "rollback": "execute",
+            "ping": "execute",
+        },
+        waits=("_acquire",),
     ),
     "MySQLdb": Package(
         mysqlclient,
-        phases={"__init__": "connect", "_query": "execute", "query": "execute"},
-        statements={"_query": "q", "query": "query"},
+        phases={
+            "__init__": "connect",
+            "_query": "execute",
+            "query": "execute",
+            "autocommit": "execute",
+        },
+        statements={"_query": "q", "query": "query", "autocommit": "on"},
     ),
+    "mysql": _CONNECTOR,
+    "_mysql_connector": _CONNECTOR,
+    "mariadb": _MARIADB,
+    "mariadb_shared": _MARIADB,
 }

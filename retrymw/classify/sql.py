@@ -10,7 +10,13 @@ __all__ = ["commits", "reads", "statements", "without_comments"]
 _COMMENT: Final = re.compile(
     rb"--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:[^*]|\*(?!/))*\*/", re.DOTALL
 )
-_COMMIT: Final = re.compile(rb"(?:COMMIT|END|XA\s+COMMIT|CALL)\b", re.IGNORECASE)
+# Switching autocommit on commits in MariaDB and MySQL (MySQL manual, "Statements That Cause an
+# Implicit Commit"); a COMMIT whose answer came goes before it as a rule.
+_COMMIT: Final = re.compile(
+    rb"(?:COMMIT|END|XA\s+COMMIT|CALL|"
+    rb"SET\s+(?:SESSION\s+|@@(?:SESSION\.)?)?AUTOCOMMIT\s*:?=\s*(?:1|ON|TRUE))\b",
+    re.IGNORECASE,
+)
 _LITERAL: Final = re.compile(rb"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _READ: Final = re.compile(
     rb"(?:\(\s*)*(?:SELECT|SHOW|SET|USE|DESC|DESCRIBE|EXPLAIN|BEGIN|START|SAVEPOINT|RELEASE|"
@@ -35,8 +41,8 @@ def commits(statement: object) -> bool:
     """Whether a statement is a COMMIT, has one in it, or may, as the CALL of a procedure.
 
     Args:
-        statement: in whatever type a driver takes it: str, bytes, psycopg's ``sql`` objects. What
-            is none of these does not commit.
+        statement: in whatever type a driver takes it: str, bytes, psycopg's ``sql`` objects, or
+            the bool that its autocommit is switched to. What is none of these does not commit.
     """
     text = _text(statement)
     return any(_COMMIT.match(without_comments(statement)) for statement in statements(text))
@@ -66,6 +72,8 @@ def _text(statement: object) -> bytes:
             statement = as_string(None)
         except Exception:  # a template that can't be put together was never sent
             return b""
+    if isinstance(statement, bool):
+        return b"SET autocommit = %d" % statement
     if isinstance(statement, str):
         return statement.encode(errors="replace")
     return bytes(statement) if isinstance(statement, (bytes, bytearray)) else b""

@@ -66,6 +66,7 @@ class MariaDB(Server):
     def _command(self) -> list[str]:
         settings = {
             "datadir": f"{self.folder}/data",
+            "tmpdir": self.folder,  # servers that start remove what others have in a shared one
             "init-file": f"{self.folder}/init.sql",
             "pid-file": f"{self.folder}/pid",
             "socket": self.socket,

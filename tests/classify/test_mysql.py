@@ -1,13 +1,18 @@
-"""MariaDB and MySQL: every error number, through the exceptions of both drivers."""
+"""MariaDB and MySQL: every error number, through the exceptions of all drivers."""
 
 from __future__ import annotations
 
+from queue import Empty
+
+import asyncmy.errors
+import mariadb
+import mysql.connector as connector
 import MySQLdb
 import pymysql
 import pytest
 
 from retrymw.classify import classify
-from retrymw.classify.mysql import CODES
+from retrymw.classify._mysql_codes import CODES, TEXTS
 from tests.classify.helpers import passed_through, verdict
 
 # number: kind, phase where the number tells it (else the traceback does)
@@ -27,7 +32,7 @@ FAILURES = {
     2002: ("disconnection", "connect"),
     2003: ("disconnection", "connect"),
     2005: ("disconnection", "connect"),
-    2006: ("disconnection", None),
+    2006: ("disconnection", "execute"),
     2012: ("disconnection", "connect"),
     2013: ("disconnection", None),
     2055: ("disconnection", None),
@@ -35,13 +40,18 @@ FAILURES = {
     1020: ("conflict", None),
     1205: ("conflict", None),
     1213: ("conflict", None),
+    1613: ("conflict", None),
+    1614: ("conflict", None),
+    3058: ("conflict", None),
+    3101: ("conflict", None),
+    3572: ("conflict", None),
 }
 NOT_OURS = {
     1044: "Access denied for user 'app'@'%' to database 'shop'",
     1045: "Access denied for user 'app'@'%' (using password: YES)",
     1049: "Unknown database 'nope'",
     1062: "Duplicate entry '1' for key 'PRIMARY'",
-    1064: "You have an error in your SQL syntax",
+    1064: "You have an error in your SQL syntax near 'Connection not available, pool exhausted'",
     1146: "Table 'app.nope' doesn't exist",
     1153: "Got a packet bigger than 'max_allowed_packet' bytes",
     1290: "The server is running with the --read-only option",
@@ -54,10 +64,23 @@ NOT_OURS = {
     3024: "Query execution was interrupted, maximum statement execution time exceeded",
 }
 LIMIT = "User 'app' has exceeded the '{}' resource (current value: 1)"
-TEXTS = {1226: LIMIT.format("max_user_connections")}
+TEXT = {1226: LIMIT.format("max_user_connections")}
 
-DRIVERS = {"pymysql": pymysql, "mysqlclient": MySQLdb}
+DRIVERS = {
+    "pymysql": pymysql,
+    "mysqlclient": MySQLdb,
+    "asyncmy": asyncmy.errors,
+    "mysql.connector": connector,
+    "mariadb": mariadb,
+}
 CLASSES = ("OperationalError", "InternalError", "DatabaseError", "InterfaceError")
+# Where each executes a statement: module, function, and the variable that holds it.
+EXECUTES = {
+    "pymysql": ("pymysql.connections", "query", "sql"),
+    "mysqlclient": ("MySQLdb.cursors", "_query", "q"),
+    "mysql.connector": ("mysql.connector.cursor", "execute", "operation"),
+    "mariadb": ("mariadb.cursors", "execute", "statement"),
+}
 
 
 @pytest.fixture(params=DRIVERS)
@@ -66,7 +89,14 @@ def driver(request):
 
 
 def error(driver, *args, cls="OperationalError"):
-    return getattr(DRIVERS[driver], cls)(*args)
+    """As the driver makes it of a number and a text."""
+    made = getattr(DRIVERS[driver], cls)
+    if driver == "mysql.connector":
+        return made(errno=args[0], msg=args[1]) if len(args) == 2 else made(*args)
+    exc = made(*args[-1:]) if driver == "mariadb" else made(*args)
+    if driver == "mariadb":
+        exc.errno = args[0] if len(args) == 2 else None
+    return exc
 
 
 def test_every_code_is_tested():
@@ -80,7 +110,7 @@ def test_every_code_is_tested():
 def test_failures(driver, code, cls):
     """G7: each number has its kind and phase, whatever class it comes in; the exception is kept."""
     kind, phase = FAILURES[code]
-    exc = error(driver, code, TEXTS.get(code, "text"), cls=cls)
+    exc = error(driver, code, TEXT.get(code, "text"), cls=cls)
     failure = classify(exc)
     assert (failure.kind, failure.phase) == (kind, phase or "unknown")
     assert (failure.code, failure.driver) == (code, driver)
@@ -88,14 +118,14 @@ def test_failures(driver, code, cls):
 
 
 @pytest.mark.parametrize("code", [code for code, (_, phase) in FAILURES.items() if phase is None])
+@pytest.mark.parametrize("driver", EXECUTES)
 def test_phase_from_the_traceback(driver, code):
     """Where the number does not tell the phase, the frames of the driver do."""
-    module, function, variable = {
-        "pymysql": ("pymysql.connections", "query", "sql"),
-        "mysqlclient": ("MySQLdb.cursors", "_query", "q"),
-    }[driver]
-    exc = passed_through(error(driver, code, "text"), (module, function, {variable: b"SELECT 1"}))
-    assert verdict(exc) == (FAILURES[code][0], "execute")
+    module, function, variable = EXECUTES[driver]
+    for statement, phase in ((b"SELECT 1", "execute"), (b"COMMIT", "commit")):
+        frame = (module, function, {variable: statement, "self": None})
+        exc = passed_through(error(driver, code, "text"), frame)
+        assert verdict(exc) == (FAILURES[code][0], phase)
 
 
 @pytest.mark.parametrize("code", NOT_OURS)
@@ -118,20 +148,72 @@ def test_limit_of_queries(driver, resource):
 
 
 @pytest.mark.parametrize("args", [(), ("text",), (None,), ("2013", "text"), (2013.0,), ([2013],)])
+@pytest.mark.parametrize("driver", ["pymysql", "mysqlclient", "asyncmy"])
 def test_no_code(driver, args):
     """An exception without a number is not ours, however it is made."""
     assert classify(error(driver, *args)) is None
 
 
-def test_code_alone(driver):
-    """The number is enough."""
-    assert verdict(error(driver, 2003)) == ("disconnection", "connect")
+@pytest.mark.parametrize("driver", EXECUTES)
+def test_statement_that_no_server_takes(driver):
+    """A connection that ends at a statement above 16 MB would do so again."""
+    module, function, variable = EXECUTES[driver]
+    for code, size, ours in ((2006, 1 << 25, False), (2013, 1 << 25, False), (2013, 1 << 20, True)):
+        frame = (module, function, {variable: b"x" * size, "self": None})
+        assert bool(classify(passed_through(error(driver, code, "text"), frame))) is ours
 
 
-def test_pymysql_connection_that_is_gone():
-    """PyMySQL's InterfaceError (0, '') means that the connection was dropped before."""
-    assert classify(pymysql.InterfaceError(0, "")).kind == "disconnection"
-    assert classify(pymysql.OperationalError(0, "")) is None
+def test_texts():
+    """What the connectors raise without a number, word for word."""
+    for exc, expected in (
+        (connector.PoolError("Failed getting connection; pool exhausted"), TEXTS[0]),
+        (connector.PoolError("Failed adding connection; queue is full"), None),
+        (mariadb.PoolError("No connection available"), TEXTS[1]),
+        (mariadb.PoolError("Couldn't get configuration for pool one"), None),
+        (mariadb.ProgrammingError("Invalid connection or not connected"), None),
+        (connector.OperationalError("MySQL Connection not available."), TEXTS[2]),
+        (connector.InterfaceError("Connection to MySQL is not available"), TEXTS[3]),
+        (connector.InterfaceError("Unable to connect to any of the target hosts"), TEXTS[4]),
+        (connector.ProgrammingError("Cursor is not connected", 2055), None),
+    ):
+        told = expected and (expected.kind, expected.phase or "unknown")
+        assert verdict(exc) == told, exc
+
+
+@pytest.mark.parametrize("cls", ["ReadTimeoutError", "WriteTimeoutError", "ConnectionTimeoutError"])
+def test_connector_timeouts(cls):
+    """3024 of a class of its own is the connector's time, not that of the server's statement."""
+    assert verdict(getattr(connector.errors, cls)(errno=3024))[0] == "disconnection"
+
+
+def test_connector_lets_oserrors_through():
+    """A refused connection is ours where the connector raised it; what it caught is not asked."""
+    frames = ("mysql.connector.aio.network", "read", {}), ("mysql.connector.aio", "connect", {})
+    exc = passed_through(ConnectionRefusedError(111, "refused"), *frames)
+    assert verdict(exc) == ("disconnection", "connect")
+    lost = passed_through(connector.OperationalError(errno=2055), EXECUTE)
+    lost.__cause__ = passed_through(ConnectionResetError(104, "reset"), frames[0])
+    lost.__cause__.__traceback__ = lost.__cause__.__traceback__.tb_next
+    assert verdict(lost) == ("disconnection", "execute")
+
+
+EXECUTE = ("mysql.connector.cursor", "execute", {"operation": "SELECT 1", "self": None})
+
+
+def test_connection_that_is_gone():
+    """A connection that was dropped before sends nothing more."""
+    for exc in (
+        pymysql.InterfaceError(0, ""),
+        pymysql.InterfaceError("(0, 'Not connected')"),  # aiomysql's
+        asyncmy.errors.InterfaceError(0, "Not connected"),
+    ):
+        assert verdict(exc) == ("disconnection", "execute")
+    for exc in (
+        pymysql.OperationalError(0, ""),
+        pymysql.InterfaceError("Cancelled during execution"),
+        asyncmy.errors.InterfaceError(0, "Cancelled during execution"),
+    ):
+        assert classify(exc) is None
 
 
 def test_mysqlclient_connection_that_the_app_closed():
@@ -146,7 +228,25 @@ def test_packets_out_of_order():
     assert classify(exc) is None
 
 
+def test_mariadb_2():
+    """What the release candidate makes of an OSError is a loss; of anything else it is none."""
+    for context, told in ((ConnectionError(), ("disconnection", "unknown")), (Empty(), None)):
+        exc = mariadb.OperationalError("Execution failed")
+        exc.errno = 0
+        exc.__context__ = context
+        assert verdict(passed_through(exc, ("mariadb.sync_cursor", "execute", {}))) == told
+
+
+def test_subclass_without_its_parts(driver):
+    """An app's subclass that never called the driver's ``__init__()`` is no reason to fail."""
+    cls = type("AppError", (DRIVERS[driver].Error,), {"__init__": lambda self: None})
+    assert classify(cls()) is None
+
+
 def test_subclass_of_an_app(driver):
     """An app's own class, derived from the driver's, is the driver's."""
     cls = type("AppError", (DRIVERS[driver].OperationalError,), {"__module__": "shop.errors"})
-    assert verdict(cls(1213, "Deadlock found")) == ("conflict", "unknown")
+    exc = cls("Deadlock found", 1213) if driver == "mysql.connector" else cls(1213, "Deadlock")
+    if driver == "mariadb":
+        exc.errno = 1213
+    assert verdict(exc) == ("conflict", "unknown")

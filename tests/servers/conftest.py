@@ -45,8 +45,6 @@ class Backend:
     # psycopg2 does not tell a statement from a COMMIT. mysqlclient does, but a connection of it
     # that is lost can't be asked whether it was under autocommit, where a statement is one.
     tells_phase: bool = True
-    # What psycopg2 raises on a closed connection says that nothing was sent.
-    tells_when_closed: bool = True
     databases: tuple[Any, ...] = ()
 
     @property
@@ -91,14 +89,11 @@ def _plain(
     connect: Callable[..., Any],
     *,
     tells_phase: bool = True,
-    tells_when_closed: bool = True,
     **options: Any,
 ) -> Callable[..., Backend]:
     def backend(server: MariaDB | PostgreSQL, proxy: FaultProxy) -> Backend:
         arguments = server.connect_args(host=proxy.host, port=proxy.port) | options
-        return Backend(
-            server, proxy, lambda: closing(connect(**arguments)), tells_phase, tells_when_closed
-        )
+        return Backend(server, proxy, lambda: closing(connect(**arguments)), tells_phase)
 
     return backend
 
@@ -108,7 +103,7 @@ BACKENDS: dict[str, tuple[str, Callable[..., Backend]]] = {
     "pymysql": ("mariadb", _plain(pymysql.connect, read_timeout=SECONDS, ssl_disabled=True)),
     "mysqlclient": (
         "mariadb",
-        _plain(MySQLdb.connect, tells_phase=False, tells_when_closed=False, read_timeout=SECONDS),
+        _plain(MySQLdb.connect, tells_phase=False, read_timeout=SECONDS),
     ),
     "psycopg": ("postgresql", _plain(psycopg.connect)),
     "psycopg2": ("postgresql", _plain(psycopg2.connect, tells_phase=False)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -35,16 +35,14 @@ class Cell(NamedTuple):
     @property
     def verdict(self) -> Verdict:
         """What classify has to say."""
-        if self.situation.name in self.stack.undecidable:
-            return self.stack.undecidable[self.situation.name][0]
-        return self.situation.verdict
+        special = {**self.stack.differs, **self.stack.undecidable}.get(self.situation.name)
+        return self.situation.verdict if special is None else special[0]
 
     def __str__(self) -> str:
         return f"{self.stack.name}: {self.situation.name}"
 
 
 def _listed(kind: str, modules: Iterable[str], name: str) -> list:
-    modules = [m for m in modules if (Path(__file__).parent / kind / f"{m}.py").exists()]
     found = (importlib.import_module(f"tests.servers.{kind}.{module}") for module in modules)
     return list(chain.from_iterable(getattr(module, name) for module in found))
 
@@ -107,43 +105,54 @@ class Seen:
         """The reference page."""
         every = list(cells())
         undecidable = [cell for cell in every if cell.situation.name in cell.stack.undecidable]
-        parts = [
-            _INTRODUCTION.format(
-                cells=len(every),
-                stacks=len(STACKS),
-                situations=len(SITUATIONS),
-                right=len(every) - len(undecidable),
-                undecidable=len(undecidable),
-            ),
-            self._undecidable(undecidable),
-        ]
+        different = [cell for cell in every if cell.situation.name in cell.stack.differs]
+        introduction = _INTRODUCTION.format(
+            cells=len(every),
+            stacks=len(STACKS),
+            situations=len(SITUATIONS),
+            right=len(every) - len(undecidable),
+            undecidable=len(undecidable),
+        )
+        parts = [introduction, "## What can't be told apart\n"]
+        parts += _reasons((cell, cell.stack.undecidable) for cell in undecidable)
+        parts += ["## What is something else for some\n"]
+        parts += _reasons((cell, cell.stack.differs) for cell in different)
         parts += [self._section(stack, every) for stack in STACKS]
         return "\n".join(parts)
-
-    def _undecidable(self, undecidable: list[Cell]) -> str:
-        reasons: dict[tuple[str, str, str], list[str]] = {}
-        for cell in undecidable:
-            reason = cell.stack.undecidable[cell.situation.name][1]
-            key = (cell.situation.name, _told(cell.verdict), reason)
-            reasons.setdefault(key, []).append(cell.stack.name)
-        rows = [
-            f"| {name} | {', '.join(stacks)} | {_told(_verdict(name))} | {choice} | {reason} |"
-            for (name, choice, reason), stacks in reasons.items()
-        ]
-        head = "| situation | stack | it is | classified as | why |\n|---|---|---|---|---|"
-        return "\n".join(["## What can't be told apart\n", head, *rows, ""])
 
     def _section(self, stack: Stack, every: list[Cell]) -> str:
         rows = [
             f"| {cell.situation.name} | {' or '.join(map(_code, self.of(cell)))} | "
-            f"{_told(cell.verdict)}{' (!)' if cell.situation.name in stack.undecidable else ''} |"
+            f"{_told(cell.verdict)}{_mark(cell)} |"
             for cell in every
             if cell.stack is stack
         ]
-        missing = [f"- {name}: {reason}" for name, reason in stack.impossible.items()]
+        missing = [
+            f"- {situation.name}: {stack.impossible[situation.name]}"
+            for situation in SITUATIONS
+            if situation.name in stack.impossible and stack.server in situation.servers
+        ]
         head = f"## {stack.name}\n\n| situation | raised | classified as |\n|---|---|---|"
         note = ["\nWhat can't happen here:\n", *missing] if missing else []
         return "\n".join([head, *rows, *note, ""])
+
+
+def _reasons(found: Iterable[tuple[Cell, Mapping[str, tuple[Verdict, str]]]]) -> list[str]:
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for cell, special in found:
+        key = (cell.situation.name, _told(cell.verdict), special[cell.situation.name][1])
+        reasons.setdefault(key, []).append(cell.stack.name)
+    rows = [
+        f"| {name} | {', '.join(stacks)} | {_told(_verdict(name))} | {choice} | {reason} |"
+        for (name, choice, reason), stacks in reasons.items()
+    ]
+    return ["| situation | stack | else | classified as | why |\n|---|---|---|---|---|", *rows, ""]
+
+
+def _mark(cell: Cell) -> str:
+    if cell.situation.name in cell.stack.undecidable:
+        return " (!)"
+    return " (*)" if cell.situation.name in cell.stack.differs else ""
 
 
 def _verdict(name: str) -> Verdict:
@@ -164,10 +173,11 @@ _INTRODUCTION: Final = """\
 What drivers, layers and pools raise when something goes wrong, and what `classify` makes of it.
 This page is written by the tests that provoke it all on real MariaDB, PostgreSQL, PgBouncer and
 SQLite databases: {cells} cells, of {stacks} stacks (a driver alone, or under a layer) and
-{situations} situations. {right} are classified as what they are; {undecidable}, marked (!), can't be
-told apart from something else.
+{situations} situations. {right} are classified as what they are; {undecidable}, marked (!), can't
+be told apart from something else.
 
 A code follows the class where the driver gives one. *Not ours* means that `classify` returns None.
+What is marked (*) rightly is something else for this stack than for others.
 A disconnection whose phase is `commit` or `unknown` may have lost a COMMIT: see
 [G4](../explanation/guarantees.md).
 """

@@ -15,6 +15,7 @@ from retrymw.classify import classify
 from retrymw.testing._process import ProcessTree
 from retrymw.testing.servers import PostgreSQL
 from tests.servers.matrix import PAGE, Cell, Seen, cells
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.situations.base import Stage, attempted, wait_until
 from tests.servers.stacks.base import AsyncStack
 
@@ -28,12 +29,9 @@ def _loop() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
-    """What was seen in the cells; written if the run is to write the page anew."""
-    found = Seen()
-    yield found
-    if request.config.getoption("--write-matrix"):
-        found.write()
+def seen() -> Seen:
+    """What was seen in the cells."""
+    return Seen()
 
 
 @pytest.fixture(scope="session")
@@ -111,9 +109,8 @@ def matrix_sqlite(tmp_path):
 
 
 @pytest.mark.timeout(60)
-# Some drivers leave the socket of a connection that was refused to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# What drivers and layers warn of is not ours; some leave sockets to the garbage collector.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("stage", "cell"), [(cell, cell) for cell in CELLS], ids=map(str, CELLS), indirect=["stage"]
 )
@@ -169,6 +166,8 @@ def code_of(exc: BaseException) -> object:
     return None
 
 
-def test_page(seen: Seen) -> None:
+def test_page(seen: Seen, request: pytest.FixtureRequest) -> None:
     """The page tells what was seen, no more and no less."""
+    if request.config.getoption("--write-matrix"):
+        seen.write()
     assert PAGE.read_text() == seen.page(), "the page is stale: run make matrix"

@@ -42,7 +42,8 @@ def deadlock(stage: Stage) -> Exception:
 
 def _is_waiting(stage: Stage) -> bool:
     waiting = (
-        "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        "information_schema.global_status"
+        " WHERE variable_name = 'INNODB_ROW_LOCK_CURRENT_WAITS' AND variable_value > 0"
         if stage.mysql
         else "pg_stat_activity WHERE wait_event_type = 'Lock'"
     )

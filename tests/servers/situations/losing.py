@@ -121,8 +121,8 @@ def _in_a_commit(stage: Stage, moment: str, *, stored: bool, by_statement: bool)
     stage.at_end(stage.proxy.clear)
     stage.proxy.cut("reset", moment)
     exc = caught(session.execute, "COMMIT") if by_statement else caught(session.commit)
-    wait_until(lambda: not stage.server.connection_count())
-    assert bool(stage.server.execute("SELECT a FROM t WHERE a = 3")) is stored
+    rows = "SELECT a FROM t WHERE a = 3"
+    wait_until(lambda: bool(stage.server.execute(rows)) is stored)  # the server may not be done yet
     return exc
 
 
@@ -144,24 +144,38 @@ def cut_in_a_commit_statement(stage: Stage) -> Exception:
     return _in_a_commit(stage, "commit", stored=True, by_statement=True)
 
 
-def _in_autocommit(stage: Stage, statement: str) -> Exception:
-    session = stage.connect(stage.through_proxy(), autocommit=True)
+def _in_an_insert(stage: Stage, *, autocommit: bool) -> Exception:
+    """The server works on it, and waits for somebody else's row."""
+    holder = stage.connect()
+    holder.execute("INSERT INTO t VALUES (3, 0)")
+    session = stage.connect(stage.through_proxy(), autocommit=autocommit)
     session.execute("SELECT b FROM t WHERE a = 1")
-    stage.at_end(stage.proxy.clear)
-    stage.proxy.cut("reset", 1)
-    return caught(session.execute, statement)
+    insert = Meanwhile(session.execute, "INSERT INTO t VALUES (3, 7)")
+    wait_until(lambda: is_running(stage, "INSERT INTO t VALUES (3, 7)"))
+    stage.proxy.cut_all("reset")
+    return insert.raised()
+
+
+@situation("cut in an INSERT", *SERVERS, verdict=LOST, into=SITUATIONS)
+def cut_in_an_insert(stage: Stage) -> Exception:
+    """In a transaction, which the server undoes."""
+    return _in_an_insert(stage, autocommit=False)
 
 
 @situation("cut in autocommit", *SERVERS, verdict=MAYBE_COMMITTED, into=SITUATIONS)
 def cut_in_autocommit(stage: Stage) -> Exception:
     """G4: the statement is a commit of its own, and may have been done."""
-    return _in_autocommit(stage, "INSERT INTO t VALUES (3, 0)")
+    return _in_an_insert(stage, autocommit=True)
 
 
 @situation("cut in a SELECT in autocommit", *SERVERS, verdict=LOST, into=SITUATIONS)
 def cut_in_a_select_in_autocommit(stage: Stage) -> Exception:
     """There is nothing to commit."""
-    return _in_autocommit(stage, "SELECT b FROM t WHERE a = 2")
+    session = stage.connect(stage.through_proxy(), autocommit=True)
+    session.execute("SELECT b FROM t WHERE a = 1")
+    stage.at_end(stage.proxy.clear)
+    stage.proxy.cut("reset", 1)
+    return caught(session.execute, "SELECT b FROM t WHERE a = 2")
 
 
 @situation("killed, then rolled back", *SERVERS, verdict=LOST, into=SITUATIONS, may_pass=True)
@@ -179,15 +193,7 @@ def rolled_back_after_a_lost_commit(stage: Stage) -> Exception:
     session = stage.connect()
     session.execute("INSERT INTO t VALUES (3, 0)")
     stage.server.kill_connections()
-
-    def commit() -> None:
-        try:
-            session.commit()
-        except Exception:
-            session.rollback()
-            raise
-
-    return caught(commit)
+    return caught(session.commit_or_roll_back)
 
 
 @situation("used again after it was lost", *SERVERS, verdict=LOST, into=SITUATIONS, may_pass=True)

@@ -47,6 +47,14 @@ class Session(ABC):
     def close(self) -> None:
         """Close the connection for good, as whoever throws a broken one away has to."""
 
+    def commit_or_roll_back(self) -> None:
+        """What many apps do about a commit that fails."""
+        try:
+            self.commit()
+        except Exception:
+            self.rollback()
+            raise
+
 
 class DBAPISession(Session):
     """A connection of a DB-API driver."""
@@ -91,12 +99,14 @@ class Stack(ABC):
         server: what it talks to.
         undecidable: situation -> what classify says of it for this stack, though it differs from
             what it would have to be, and the reason: a sentence for the page.
+        differs: situation -> what it rightly is for this stack, and the reason: a sentence.
         impossible: situation -> the reason why it can't happen to this stack: a sentence too.
     """
 
     name: str
     server: Literal["mariadb", "postgresql", "sqlite", "pgbouncer"]
     undecidable: Mapping[str, tuple[tuple[Kind, Phase] | None, str]] = {}
+    differs: Mapping[str, tuple[tuple[Kind, Phase] | None, str]] = {}
     impossible: Mapping[str, str] = {}
 
     @abstractmethod
@@ -131,6 +141,13 @@ class AsyncSession(ABC):
 
     @abstractmethod
     async def close(self) -> None: ...
+
+    async def commit_or_roll_back(self) -> None:
+        try:
+            await self.commit()
+        except Exception:
+            await self.rollback()
+            raise
 
 
 class AsyncPool(ABC):
@@ -186,6 +203,9 @@ class _BlockingSession(Session):
 
     def rollback(self) -> None:
         self._call(self.wrapped.rollback)
+
+    def commit_or_roll_back(self) -> None:
+        self._call(self.wrapped.commit_or_roll_back)
 
     def close(self) -> None:
         self._call(self.wrapped.close)
