@@ -138,13 +138,18 @@ class Seen:
 
 
 def _reasons(found: Iterable[tuple[Cell, Mapping[str, tuple[Verdict, str]]]]) -> list[str]:
-    reasons: dict[tuple[str, str, str], list[str]] = {}
+    """A table of reasons, each told once: for the stacks it is the same situations for."""
+    situations: dict[tuple[str, ...], list[str]] = {}
     for cell, special in found:
-        key = (cell.situation.name, _told(cell.verdict), special[cell.situation.name][1])
-        reasons.setdefault(key, []).append(cell.stack.name)
+        reason = special[cell.situation.name][1]
+        key = (cell.stack.name, _told(cell.situation.verdict), _told(cell.verdict), reason)
+        situations.setdefault(key, []).append(cell.situation.name)
+    stacks: dict[tuple[str, ...], list[str]] = {}
+    for (stack, *rest), names in situations.items():
+        stacks.setdefault((", ".join(names), *rest), []).append(stack)
     rows = [
-        f"| {name} | {', '.join(stacks)} | {_told(_verdict(name))} | {choice} | {reason} |"
-        for (name, choice, reason), stacks in reasons.items()
+        f"| {names} | {', '.join(stacks)} | {usual} | {told} | {reason} |"
+        for (names, usual, told, reason), stacks in stacks.items()
     ]
     return ["| situation | stack | else | classified as | why |\n|---|---|---|---|---|", *rows, ""]
 
@@ -153,10 +158,6 @@ def _mark(cell: Cell) -> str:
     if cell.situation.name in cell.stack.undecidable:
         return " (!)"
     return " (*)" if cell.situation.name in cell.stack.differs else ""
-
-
-def _verdict(name: str) -> Verdict:
-    return next(situation.verdict for situation in SITUATIONS if situation.name == name)
 
 
 def _told(verdict: Verdict) -> str:

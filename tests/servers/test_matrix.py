@@ -154,15 +154,15 @@ def described(exc: Exception | None, failure: Failure | None) -> str:
 def code_of(exc: BaseException) -> object:
     """The code of an exception that is not ours, wherever its driver keeps it."""
     for link in (exc, getattr(exc, "orig", None), exc.__cause__):
-        for name in ("sqlstate", "pgcode", "sqlite_errorcode", "errno"):
-            code = getattr(link, name, None)
-            if code is not None:
-                return code
         first = getattr(link, "args", ()) and link.args[0]
         if isinstance(first, dict) and "C" in first:
             return first["C"]
         if isinstance(first, int):
             return first
+        for name in ("errno", "sqlstate", "pgcode", "sqlite_errorcode"):
+            code = getattr(link, name, None)
+            if code is not None and not callable(code):
+                return code
     return None
 
 

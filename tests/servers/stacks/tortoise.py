@@ -182,7 +182,7 @@ class TortoisePsycopg(TortoiseStack):
     engine = "psycopg"
 
     def credentials(self, where: Where) -> dict[str, Any]:
-        return super().credentials(where) | {"timeout": min(where.connect_timeout, 2)}
+        return super().credentials(where) | {"timeout": 1.0}
 
     async def open_pool(self, where: Where) -> AsyncPool:
         config = self.config(where)
