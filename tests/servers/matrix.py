@@ -84,6 +84,12 @@ class Seen:
         """Everything that was ever raised in a cell."""
         return self._cells.get(cell.stack.name, {}).get(cell.situation.name, [])
 
+    def knows(self, cell: Cell, raised: str) -> bool:
+        """Whether this was raised in the cell; after a race, in any cell of the stack."""
+        if not cell.situation.is_race:
+            return raised in self.of(cell)
+        return any(raised in seen for seen in self._cells.get(cell.stack.name, {}).values())
+
     def add(self, cell: Cell, raised: str) -> None:
         """Something was raised."""
         if raised not in self.of(cell):

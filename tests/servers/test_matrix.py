@@ -126,7 +126,7 @@ def test_cell(stage: Stage, cell: Cell, seen: Seen, request: pytest.FixtureReque
     raised = described(exc, failure)
     if request.config.getoption("--write-matrix"):
         seen.add(cell, raised)
-    assert raised in seen.of(cell), "the page is stale: run make matrix"
+    assert seen.knows(cell, raised), f"{raised}: the page is stale: run make matrix"
 
 
 def throw_away(stage: Stage) -> None:

@@ -32,6 +32,8 @@ class Situation:
         provoke: does it to a stack, and returns what the stack raised.
         needs: the part of a stack that it is about; who has none has no such cell.
         may_pass: whether a stack may raise nothing: then `provoke` returns None.
+        is_race: whether the same may be raised in several ways, by who is faster: the driver that
+            sends, or what ends the connection.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Situation:
     provoke: Callable[[Stage], Exception | None]
     needs: Need = "session"
     may_pass: bool = False
+    is_race: bool = False
 
 
 Provoke = Callable[["Stage"], Exception | None]
@@ -52,11 +55,13 @@ def situation(
     into: list[Situation],
     needs: Need = "session",
     may_pass: bool = False,
+    is_race: bool = False,
 ) -> Callable[[Provoke], Provoke]:
     """Decorate the function that provokes it, and put the situation on the list."""
 
     def decorate(provoke: Provoke) -> Provoke:
-        into.append(Situation(name, servers, verdict, provoke, needs, may_pass))
+        race = is_race or (verdict is not None and verdict[0] == "disconnection")
+        into.append(Situation(name, servers, verdict, provoke, needs, may_pass, race))
         return provoke
 
     return decorate

@@ -60,7 +60,7 @@ def query_cancelled(stage: Stage) -> Exception:
     )
 
 
-@situation("packet too large", "mariadb", verdict=None, into=SITUATIONS)
+@situation("packet too large", "mariadb", verdict=None, into=SITUATIONS, is_race=True)
 def packet_too_large(stage: Stage) -> Exception:
     """More than max_allowed_packet, 16 MB by default: it would be as large again."""
     return _statement(stage, f"SELECT LENGTH('{'x' * (17 << 20)}')")
