@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-import traceback
+from types import TracebackType
 from typing import Final
 
 from retrymw._context import Running, running
@@ -33,11 +33,23 @@ def forget_frames(*excs: BaseException | None) -> None:
         if link is None or id(link) in seen:
             continue
         seen.add(id(link))
-        traceback.clear_frames(link.__traceback__)
+        _clear(link.__traceback__)
         pending += (link.__cause__, link.__context__)
         members = getattr(link, "exceptions", None)
         if isinstance(members, (tuple, list)):
             pending += [member for member in members if isinstance(member, BaseException)]
+
+
+def _clear(traceback: TracebackType | None) -> None:
+    while traceback is not None:
+        frame = traceback.tb_frame
+        try:
+            frame.clear()
+        except RuntimeError:  # it is still running
+            pass
+        else:
+            _ = frame.f_locals  # before Python 3.11.8 a copy that was read outlives clear()
+        traceback = traceback.tb_next
 
 
 def restore(snapshot: contextvars.Context) -> None:

@@ -616,3 +616,14 @@ def test_forget_frames(function):
     forget_frames(exc)
     assert Connection.alive == 0
     assert exc.__traceback__ is not None
+
+
+def test_forget_frames_that_were_looked_at():
+    """G8: classify looks at the frames' variables, and keeps nothing alive by that."""
+    exc = caught(fail_with_a_connection)
+    traceback = exc.__traceback__
+    while traceback is not None:
+        assert "nothing" not in traceback.tb_frame.f_locals
+        traceback = traceback.tb_next
+    forget_frames(exc)
+    assert Connection.alive == 0

@@ -1,7 +1,4 @@
-"""What an SQL statement does to a transaction, as far as MariaDB and MySQL go.
-
-MariaDB documentation: "SQL statements that cause an implicit commit"; MySQL 8.4 manual §15.3.3.
-"""
+"""What an SQL statement does to a transaction, as far as MariaDB and MySQL go."""
 
 from __future__ import annotations
 
@@ -20,11 +17,6 @@ def _starts(words: bytes) -> re.Pattern[bytes]:
 _ROLLBACK: Final = _starts(rb"ROLLBACK(?!\s+(?:WORK\s+)?TO\b)")
 _BEGIN: Final = _starts(rb"BEGIN|START\s+TRANSACTION")
 _SET: Final = _starts(rb"SET")
-_IMPLICIT_COMMIT: Final = _starts(
-    rb"ALTER|CREATE|DROP|RENAME|TRUNCATE|GRANT|REVOKE|(?:UN)?LOCK\s+TABLES?|INSTALL|UNINSTALL|FLUSH|"
-    rb"RESET|ANALYZE|OPTIMIZE|REPAIR|CHECK|CACHE"
-)
-_OPAQUE: Final = _starts(rb"CALL|EXECUTE")
 
 
 class Transaction:
@@ -42,18 +34,21 @@ class Transaction:
     def commits(self, statement: bytes, *, autocommit: bool) -> bool:
         """Whether ``statement`` makes work durable when the server answers it."""
         text = sql.without_comments(statement)
-        if _OPAQUE.match(text) or _IMPLICIT_COMMIT.match(text) or len(sql.statements(text)) > 1:
+        parts = sql.statements(text)
+        if sql.IMPLICIT_COMMIT.match(text) or len(parts) > 1:
             return True
-        if _BEGIN.match(text) or _SET.match(text) or sql.commits(text):
+        if _BEGIN.match(text) or _SET.match(text) or sql.commits(parts[0]):
             return self._work  # SET may be SET autocommit=1, which commits
-        return autocommit and not self._explicit and not sql.reads(text)
+        return autocommit and not self._explicit and not sql.reads(parts[0])
 
     def answered(self, statement: bytes, *, autocommit: bool) -> None:
         """The server carried ``statement`` out."""
         text = sql.without_comments(statement)
         if _BEGIN.match(text):
             self._explicit, self._work = True, False
-        elif _ROLLBACK.match(text) or _IMPLICIT_COMMIT.match(text) or sql.commits(text):
-            self._explicit = self._work = False
-        elif not sql.reads(text) and (self._explicit or not autocommit):
-            self._work = True
+            return
+        for part in sql.statements(text):
+            if _ROLLBACK.match(part) or sql.commits(part):
+                self._explicit = self._work = False
+            elif not sql.reads(part) and (self._explicit or not autocommit):
+                self._work = True

@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final, get_args
 
 from retrymw._core.failure import Failure
 from retrymw.classify import layers, mysql, orms, own, postgresql, sqlite
-from retrymw.classify._frames import PACKAGES, Package, dry_pool, origin_of, phase_of
+from retrymw.classify._frames import REGISTRY, Package, dry_pool, origin_of, phase_of
 from retrymw.exceptions import (
     DisconnectionError,
     Phase,
@@ -29,7 +30,7 @@ from retrymw.exceptions import (
 __all__ = ["Failure", "classify", "phase_of", "register", "translate"]
 
 for _family in (own, mysql, postgresql, sqlite, layers, orms):
-    PACKAGES.update(_family.PACKAGES)
+    REGISTRY.update(_family.PACKAGES)
 
 # Deep enough for any real chain, shallow enough for a malicious or cyclic one.
 _MOST_LINKS: Final = 64
@@ -44,8 +45,8 @@ def classify(exc: BaseException) -> Failure | None:
 
     The exception itself is looked at first, then the members of an exception group, a wrapper's
     ``.orig``, its cause, and its context unless that is suppressed. The first answer counts, unless
-    another one says that a COMMIT may have been lost: a rollback that fails after that does not
-    hide it (G4). The failure's ``exception`` is the one that answered.
+    another one, be it suppressed, says that a COMMIT may have been lost: a rollback that fails
+    after that does not hide it (G4). The failure's ``exception`` is the one that answered.
 
     An ``OSError`` or ``TimeoutError`` is ours only if the code of a database driver raised it: an
     HTTP client's refused connection in the same endpoint is not.
@@ -55,15 +56,20 @@ def classify(exc: BaseException) -> Failure | None:
     if not isinstance(exc, Exception):
         return None
     failures: list[Failure] = []
-    for link in _chain(exc):
+    hidden: list[Failure] = []
+    links, complete = _chain(exc)
+    for link, suppressed in links:
         failure = _classify_alone(link)
         # A layer may have answered for the driver's exception already, with a phase of its own.
         if failure is not None and all(failure.exception is not f.exception for f in failures):
-            failures.append(failure)
+            (hidden if suppressed else failures).append(failure)
     if not failures:
         return None
-    lost = [failure for failure in failures if failure.leaves_commit_unknown]
-    return own.with_evidence(lost or failures)
+    lost = [failure for failure in (*failures, *hidden) if failure.leaves_commit_unknown]
+    found = own.with_evidence(lost or failures)
+    if not complete and found.kind == "disconnection" and not lost:
+        return replace(found, phase="unknown")  # nobody has looked at the rest
+    return found
 
 
 def register(
@@ -80,7 +86,7 @@ def register(
             given, and any ``OSError`` or ``TimeoutError`` that the package's code lets through. One
             that is known already is replaced.
         classifier: from one exception to a ``Failure``, or None if it is not ours. What it wraps
-            (``.orig``, cause, context) is looked at without its help. If it raises, that is logged,
+            (``.orig``, cause, context) is looked at without its help. What it raises is logged,
             and counts as None.
         phases: the package's functions and methods by name, and the phase each runs in; what
             ``phase_of(exc)`` then reads off a traceback.
@@ -104,14 +110,7 @@ def register(
                 f"{', '.join(get_args(Phase))}"
             )
 
-    def guarded(exc: BaseException) -> Failure | None:
-        try:
-            return classifier(exc)
-        except Exception:
-            _logger.exception("The classifier registered for %r failed", package)
-            return None
-
-    PACKAGES[package] = Package(guarded, phases or {}, statements or {})
+    REGISTRY[package] = Package(classifier, phases or {}, statements or {})
     _package_of.cache_clear()
 
 
@@ -131,7 +130,7 @@ def translate() -> Iterator[None]:
         failure = classify(exc)
         if failure is None:
             raise
-        raise _TYPES[failure.kind](str(exc), phase=failure.phase) from exc
+        raise _TYPES[failure.kind](*exc.args, phase=failure.phase) from exc
 
 
 _logger = logging.getLogger("retrymw")
@@ -143,19 +142,23 @@ _TRANSPORT: Final = Package(lambda exc: None)
 def _classify_alone(exc: BaseException) -> Failure | None:
     """What one exception means, without those that it wraps."""
     package = _package_of(type(exc))  # type: ignore[arg-type]  # a class is hashable
-    if package is _TRANSPORT:
-        package = PACKAGES.get(origin_of(exc))
-        if package is None:
-            pool = dry_pool(exc)
-            if pool is not None:
-                return Failure("too-many-connections", "connect", exc, driver=pool)
-    return package.classify(exc) if package is not None else None
+    try:
+        if package is _TRANSPORT:
+            package = REGISTRY.get(origin_of(exc))
+            if package is None:
+                pool = dry_pool(exc)
+                if pool is not None:
+                    return Failure("too-many-connections", "connect", exc, driver=pool)
+        return package.classify(exc) if package is not None else None
+    except Exception:  # of a registered classifier, or a property of an app's own subclass
+        _logger.exception("An exception of type %s could not be classified", type(exc).__name__)
+        return None
 
 
 @lru_cache(maxsize=1024)
 def _package_of(cls: type[BaseException]) -> Package | None:
     for base in cls.__mro__:
-        package = PACKAGES.get(str(base.__module__).partition(".")[0])
+        package = REGISTRY.get(str(base.__module__).partition(".")[0])
         if package is not None:
             return package
     # On Python 3.10 neither asyncio's TimeoutError nor that of concurrent.futures is an OSError.
@@ -163,21 +166,28 @@ def _package_of(cls: type[BaseException]) -> Package | None:
     return _TRANSPORT if transport else None
 
 
-def _chain(exc: BaseException) -> Iterator[BaseException]:
-    pending = [exc]
-    seen: set[int] = set()
-    while pending and len(seen) < _MOST_LINKS:
-        link = pending.pop(0)
-        if id(link) in seen:
+def _chain(exc: BaseException) -> tuple[list[tuple[BaseException, bool]], bool]:
+    """An exception and what it wraps, each with whether it is hidden; and whether that is all.
+
+    Hidden is what ``raise ... from`` another one, or None, suppresses: a pool's timeout hides what
+    the app was handling when it asked the pool.
+    """
+    pending = [(exc, False)]
+    links: dict[int, tuple[BaseException, bool]] = {}
+    while pending and len(links) < _MOST_LINKS:
+        link, hidden = pending.pop(0)
+        if id(link) in links:
             continue
-        seen.add(id(link))
-        yield link
+        links[id(link)] = (link, hidden)
         members = _attribute(link, "exceptions")  # also the exceptiongroup backport's, on 3.10
         if isinstance(members, (tuple, list)):
-            pending.extend(member for member in members if isinstance(member, Exception))
-        context = None if link.__suppress_context__ else link.__context__
-        wrapped = (_attribute(link, "orig"), link.__cause__, context)
-        pending.extend(inner for inner in wrapped if isinstance(inner, BaseException))
+            pending += [(member, hidden) for member in members if isinstance(member, Exception)]
+        for inner in (_attribute(link, "orig"), link.__cause__):
+            if isinstance(inner, BaseException):
+                pending.append((inner, hidden))
+        if link.__context__ is not None:
+            pending.append((link.__context__, hidden or link.__suppress_context__))
+    return list(links.values()), not pending
 
 
 def _attribute(exc: BaseException, name: str) -> object:

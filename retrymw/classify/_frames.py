@@ -6,6 +6,7 @@ the frames the exception passed through. SQL text is looked at too: ``execute("C
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Collection, Mapping
 from types import FrameType
@@ -16,11 +17,14 @@ from retrymw.classify.sql import commits, reads
 from retrymw.exceptions import Phase
 
 __all__ = [
-    "PACKAGES",
+    "REGISTRY",
     "Package",
     "autocommits",
     "dry_pool",
     "frames_of",
+    "is_a",
+    "is_of_a_socket",
+    "is_transport",
     "origin_of",
     "package_of",
     "phase_of",
@@ -66,8 +70,11 @@ class Package(NamedTuple):
     waits: Collection[str] = ()
 
 
-PACKAGES: Final[dict[str, Package]] = {}
-"""Filled by ``retrymw.classify``: the families below it need only look."""
+REGISTRY: Final[dict[str, Package]] = {}
+"""Every package that is known, by name. Filled by ``retrymw.classify``; the families only look."""
+
+_TIMED_OUT: Final = "cannot read from timed out object"  # socket.py SocketIO.readinto
+_UNREACHABLE: Final = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 
 # A driver's connect may run statements of its own, and a commit may be one: the rarer one tells.
 _PRECEDENCE: Final[tuple[Phase, ...]] = ("connect", "commit", "execute")
@@ -81,6 +88,31 @@ _TRANSPORTS: Final = sys.stdlib_module_names | {
     "trio",
     "uvloop",
 }
+
+
+def is_a(exc: BaseException, *names: str) -> bool:
+    """Whether an exception is of a class of one of these names, or of a subclass."""
+    return any(base.__name__ in names for base in type(exc).__mro__)
+
+
+def is_transport(exc: BaseException) -> bool:
+    """Whether it is one of Python's own that a driver may let through.
+
+    On Python 3.10 neither asyncio's TimeoutError nor that of concurrent.futures is an OSError.
+    """
+    return isinstance(exc, (OSError, EOFError)) or is_a(exc, "TimeoutError")
+
+
+def is_of_a_socket(exc: BaseException, phase: Phase) -> bool:
+    """Whether one of Python's own, let through by a driver, is a connection's.
+
+    Others come of files that a driver reads or writes, of certificates, or of missing rights.
+    """
+    if is_a(exc, "SSLCertVerificationError", "PermissionError"):
+        return False
+    lost = isinstance(exc, (ConnectionError, TimeoutError, EOFError)) or is_a(exc, "TimeoutError")
+    unreachable = isinstance(exc, OSError) and exc.errno in _UNREACHABLE
+    return lost or unreachable or phase == "connect" or _TIMED_OUT in str(exc)
 
 
 def frames_of(exc: BaseException) -> list[FrameType]:
@@ -107,15 +139,19 @@ def phase_of(exc: BaseException, *, answered: bool = False) -> Phase:
     found: set[Phase] = set()
     told: set[bool | None] = set()
     for frame in frames_of(exc):
-        package = PACKAGES.get(package_of(frame))
+        package = REGISTRY.get(package_of(frame))
         if package is None:
+            if package_of(frame) not in _TRANSPORTS:
+                found.discard("connect")  # what the app does in a callback is its own
             continue
-        function, variables = frame.f_code.co_name, frame.f_locals
+        function = frame.f_code.co_name
         phase = package.phases.get(function)
         if phase is not None:
             found.add(phase)
         name = package.statements.get(function)
         if name is not None:
+            # Only now: before Python 3.13 this makes a copy, which lives as long as the frame.
+            variables = frame.f_locals
             statement = variables.get(name)
             if commits(statement):
                 found.add("commit")
@@ -152,7 +188,7 @@ def dry_pool(exc: BaseException) -> str | None:
         if cancelled is None or type(cancelled).__name__ != "CancelledError":
             break
         package, function = _innermost(cancelled)
-        if package in PACKAGES and function in PACKAGES[package].waits:
+        if package in REGISTRY and function in REGISTRY[package].waits:
             return package
         cancelled = cancelled.__context__
     return None

@@ -34,9 +34,9 @@ def sqlalchemy(exc: BaseException) -> Failure | None:
 
 
 def sqlalchemy_autocommits(owner: Any) -> bool | None:
-    """By SQLAlchemy's Connection, which knows without asking; a dialect does not know."""
+    """On, if SQLAlchemy's Connection was told so; off it may be by the driver's own arguments."""
     try:
-        return bool(owner._is_autocommit_isolation())
+        return True if owner._is_autocommit_isolation() else None
     except Exception:  # it is not public
         return None
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from typing import Final
 
 from retrymw._core.failure import Failure
-from retrymw.classify._frames import Package, frames_of, package_of, phase_of
+from retrymw.classify._frames import (
+    Package,
+    frames_of,
+    is_a,
+    is_of_a_socket,
+    is_transport,
+    package_of,
+    phase_of,
+)
 from retrymw.classify._mysql_codes import CODES, TEXTS
 from retrymw.exceptions import Kind, Phase
 
@@ -29,7 +35,7 @@ _LARGEST_PACKET: Final = 1 << 24
 def pymysql(exc: BaseException) -> Failure | None:
     """PyMySQL, and aiomysql, which raises its exceptions: ``args`` is ``(code, text)``."""
     code, text = _pair(exc)
-    if _is_a(exc, "InterfaceError") and (code == 0 or text == "(0, 'Not connected')"):
+    if is_a(exc, "InterfaceError") and (code == 0 or text == "(0, 'Not connected')"):
         return _closed(exc, "pymysql")
     return _numbered(exc, code, text, "pymysql")
 
@@ -37,8 +43,8 @@ def pymysql(exc: BaseException) -> Failure | None:
 def asyncmy(exc: BaseException) -> Failure | None:
     """asyncmy: ``args`` is ``(code, text)``. It is compiled: what it sent leaves no trace."""
     code, text = _pair(exc)
-    if _is_transport(exc):
-        return _told(exc, "asyncmy")
+    if is_transport(exc):
+        return _of_a_socket(exc, "asyncmy")
     if code == 0 and text == "Not connected":
         return _closed(exc, "asyncmy")
     return _numbered(exc, code, text, "asyncmy")
@@ -59,7 +65,9 @@ def connector(exc: BaseException) -> Failure | None:
     lets OSErrors through while it connects.
     """
     code, text = _number(exc), _text(exc)
-    if _is_transport(exc) or (code == 3024 and _is_a(exc, *_TIMEOUTS)):
+    if is_transport(exc):
+        return _of_a_socket(exc, "mysql.connector", code)
+    if code == 3024 and is_a(exc, *_TIMEOUTS):
         return _told(exc, "mysql.connector", code)
     if code == 2055 and "Cursor is not connected" in text:
         return None  # a connection that the app closed itself
@@ -67,16 +75,8 @@ def connector(exc: BaseException) -> Failure | None:
 
 
 def mariadb(exc: BaseException) -> Failure | None:
-    """MariaDB Connector/Python: ``errno``, None where it has none; in the candidates for 2, 0.
-
-    Those raise the same for whatever goes wrong in them. Their statements are not looked at.
-    """
+    """MariaDB Connector/Python: ``errno``, None where it has none."""
     code, text = _number(exc), _text(exc)
-    if code == 0 or text.startswith("Execute failed"):
-        failure = _told(exc, "mariadb", code) if isinstance(exc.__context__, OSError) else None
-        if failure is not None and failure.phase == "execute":
-            return replace(failure, phase="unknown")
-        return failure
     return _numbered(exc, code, text, "mariadb") or _worded(exc, text, "mariadb")
 
 
@@ -99,6 +99,15 @@ def _worded(exc: BaseException, text: str, driver: str) -> Failure | None:
     return known and _told(exc, driver, None, known.kind, known.phase)
 
 
+def aiomysql(exc: BaseException) -> Failure | None:
+    """aiomysql: what it lets through; the exceptions that it raises are PyMySQL's."""
+    return _of_a_socket(exc, "aiomysql") if is_transport(exc) else None
+
+
+def _of_a_socket(exc: BaseException, driver: str, code: int | None = None) -> Failure | None:
+    return _told(exc, driver, code) if is_of_a_socket(exc, phase_of(exc)) else None
+
+
 def _closed(exc: BaseException, driver: str) -> Failure:
     """Used after it was closed, by an earlier failure as a rule: nothing is sent."""
     return Failure("disconnection", "execute", exc, 0, driver)
@@ -115,6 +124,9 @@ def _told(
     phase = phase or phase_of(exc, answered=kind == "conflict")
     passed = frames_of(exc)
     if phase == "unknown" and passed and package_of(passed[0]) in PACKAGES:
+        return None
+    causes = (exc.__cause__, exc.__context__)
+    if phase == "connect" and any(is_a(e, "SSLCertVerificationError") for e in causes if e):
         return None
     return Failure(kind, phase, exc, code, driver)
 
@@ -137,23 +149,14 @@ def _text(exc: BaseException) -> str:
         return ""
 
 
-def _is_a(exc: BaseException, *names: str) -> bool:
-    return any(base.__name__ in names for base in type(exc).__mro__)
-
-
-def _is_transport(exc: BaseException) -> bool:
-    """Whether it is one of Python's own that a driver let through."""
-    return isinstance(exc, (OSError, EOFError)) or _is_a(exc, "TimeoutError")
-
-
 def _is_oversized(exc: BaseException) -> bool:
     """Whether a statement was longer than most servers take: that too ends in a lost connection."""
     for frame in frames_of(exc):
         package = PACKAGES.get(package_of(frame))
-        if package is not None:
-            statement = frame.f_locals.get(package.statements.get(frame.f_code.co_name, ""))
-            if isinstance(statement, (str, bytes)) and len(statement) > _LARGEST_PACKET:
-                return True
+        name = package and package.statements.get(frame.f_code.co_name)
+        statement = frame.f_locals.get(name) if name else None
+        if isinstance(statement, (str, bytes)) and len(statement) > _LARGEST_PACKET:
+            return True
     return False
 
 
@@ -208,7 +211,7 @@ PACKAGES: Final[dict[str, Package]] = {
         statements={"query": "sql", "autocommit": "value"},
     ),
     "aiomysql": Package(
-        partial(_told, driver="aiomysql"),
+        aiomysql,
         phases={
             "_connect": "connect",
             "commit": "commit",
@@ -244,5 +247,4 @@ PACKAGES: Final[dict[str, Package]] = {
     "mysql": _CONNECTOR,
     "_mysql_connector": _CONNECTOR,
     "mariadb": _MARIADB,
-    "mariadb_shared": _MARIADB,
 }

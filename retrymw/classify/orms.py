@@ -7,11 +7,10 @@ driver beneath is C and has none: its commit() can't be told from anything else 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from retrymw._core.failure import Failure
-from retrymw.classify._frames import PACKAGES as KNOWN
-from retrymw.classify._frames import Package, frames_of, package_of, phase_of
+from retrymw.classify._frames import REGISTRY, Package, frames_of, is_a, package_of, phase_of
 
 __all__ = ["PACKAGES"]
 
@@ -27,7 +26,7 @@ _STORM_LOST_EARLIER: Final = "Already disconnected"  # storm/database.py _ensure
 
 def peewee(exc: BaseException) -> Failure | None:
     """What peewee and its pools raise over no driver's exception; what they wrap is ``.orig``."""
-    if _is_a(exc, "MaxConnectionsExceeded"):
+    if is_a(exc, "MaxConnectionsExceeded"):
         return Failure("too-many-connections", "connect", exc, driver="peewee")
     if getattr(exc, "orig", None) is not None:
         return None
@@ -71,7 +70,7 @@ def storm(exc: BaseException) -> Failure | None:
     or a ``DisconnectionError`` that has replaced such a one. Another one comes of a connection that
     was lost earlier, be it in a COMMIT.
     """
-    if _is_a(exc, "DisconnectionError") and str(exc) == _STORM_LOST_EARLIER:
+    if is_a(exc, "DisconnectionError") and str(exc) == _STORM_LOST_EARLIER:
         return Failure("disconnection", phase_of(exc), exc, driver="storm")
     replaced = exc.__cause__ or exc.__context__
     if replaced is not None and type(replaced).__module__.startswith("storm."):
@@ -86,14 +85,9 @@ def _of_driver(exc: BaseException | None) -> Failure | None:
     """What the driver's own classifier makes of its exception."""
     for base in type(exc).__mro__:
         name = base.__module__.partition(".")[0]
-        if exc is not None and name in KNOWN:
-            return KNOWN[name].classify(exc) if name not in PACKAGES else None
+        if exc is not None and name in REGISTRY:
+            return REGISTRY[name].classify(exc) if name not in PACKAGES else None
     return None
-
-
-def _is_a(value: object, name: str) -> bool:
-    """Whether it is of a class of this name, or of a subclass."""
-    return any(base.__name__ == name for base in type(value).__mro__)
 
 
 def _functions(exc: BaseException) -> list[str]:
@@ -103,14 +97,14 @@ def _functions(exc: BaseException) -> list[str]:
 
 def dbutils(exc: BaseException) -> Failure | None:
     """DBUtils' pool without a connection left; the driver's exceptions pass it unchanged."""
-    if _is_a(exc, "TooManyConnectionsError"):
+    if is_a(exc, "TooManyConnectionsError"):
         return Failure("too-many-connections", "connect", exc, driver="dbutils")
     return None
 
 
-def _tortoise_autocommits(client: object) -> bool:
+def _tortoise_autocommits(client: Any) -> bool:
     """Unless it is a transaction's client, and the transaction not over."""
-    begun = _is_a(client, "TransactionalDBClient")
+    begun = is_a(client, "TransactionalDBClient")
     return not begun or getattr(client, "_finalized", True) is not False
 
 

@@ -7,7 +7,6 @@ text has to tell.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -16,6 +15,8 @@ from retrymw.classify._frames import (
     Package,
     autocommits,
     frames_of,
+    is_a,
+    is_of_a_socket,
     package_of,
     phase_of,
 )
@@ -36,9 +37,9 @@ def psycopg(exc: BaseException) -> Failure | None:
 
 def psycopg_pool(exc: BaseException) -> Failure | None:
     """psycopg's pool: a timeout is the server's doing where the pool keeps trying to connect."""
-    if _is_a(exc, "TooManyRequests"):
+    if is_a(exc, "TooManyRequests"):
         return Failure("too-many-connections", "connect", exc, driver="psycopg_pool")
-    if not _is_a(exc, "PoolTimeout"):
+    if not is_a(exc, "PoolTimeout"):
         return None
     starting = "pool initialization incomplete" in str(exc)  # psycopg_pool/pool.py wait
     connecting = starting or any(map(_is_connecting, _local(exc, "psycopg_pool", "self")))
@@ -48,13 +49,13 @@ def psycopg_pool(exc: BaseException) -> Failure | None:
 
 def psycopg2(exc: BaseException) -> Failure | None:
     """psycopg2: ``pgcode``; the driver is C, so the phase is what ``cursor`` and connect() tell."""
-    if _is_a(exc, "PoolError"):
+    if is_a(exc, "PoolError"):
         dry = str(exc) == "connection pool exhausted"  # psycopg2/pool.py; the others are bugs
         return Failure("too-many-connections", "connect", exc, driver="psycopg2") if dry else None
     code = getattr(exc, "pgcode", None)
     answered = _is_conflict(code)
-    phase = phase_of(exc, answered=answered)
     cursor = getattr(exc, "cursor", None)
+    phase = phase_of(exc, answered=answered or cursor is not None)  # the cursor knows better
     if phase in ("unknown", "execute") and cursor is not None:
         statement = getattr(cursor, "query", None)
         in_doubt = not answered and autocommits(cursor) is not False
@@ -70,7 +71,7 @@ def psycopg2(exc: BaseException) -> Failure | None:
 
 def asyncpg(exc: BaseException) -> Failure | None:
     """asyncpg: ``sqlstate``, made up (08003) for what was lost, with the server's as the cause."""
-    if _is_a(exc, "TimeoutError"):
+    if is_a(exc, "TimeoutError"):
         return _asyncpg_timeout(exc)
     code = getattr(exc, "sqlstate", None)
     answered = _is_conflict(code)
@@ -80,9 +81,9 @@ def asyncpg(exc: BaseException) -> Failure | None:
     if phase == "unknown":
         phase = _asyncpg_prepared(exc, answered=answered)
     if code is None:
-        if _is_a(exc, "InterfaceError") and _asyncpg_closed(exc, _first(exc)):
+        if is_a(exc, "InterfaceError") and _asyncpg_closed(exc, _first(exc)):
             return Failure("disconnection", "execute", exc, driver="asyncpg")
-        dying = _is_a(exc, "InternalClientError") and _ASYNCPG_DYING in _first(exc)
+        dying = is_a(exc, "InternalClientError") and _ASYNCPG_DYING in _first(exc)
         return Failure("disconnection", phase, exc, driver="asyncpg") if dying else None
     if exc.__traceback__ is None:  # never raised itself: the cause of one that was
         return None
@@ -108,11 +109,7 @@ def pg8000(exc: BaseException) -> Failure | None:
 
 
 def _of_a_socket(exc: OSError, phase: Phase, driver: str) -> Failure | None:
-    """An OSError of a driver that lets them through; others come of files it copies from or to."""
-    if _is_a(exc, "SSLCertVerificationError", "PermissionError") or _REFUSES_TLS in str(exc):
-        return None
-    of_a_socket = isinstance(exc, (ConnectionError, TimeoutError)) or _TIMED_OUT in str(exc)
-    if phase == "connect" or of_a_socket or exc.errno in _UNREACHABLE:
+    if is_of_a_socket(exc, phase) and _REFUSES_TLS not in str(exc):
         return Failure("disconnection", phase, exc, exc.errno, driver)
     return None
 
@@ -126,7 +123,7 @@ def _failure(
     *,
     broken: bool = False,
 ) -> Failure | None:
-    if code is None and not _is_a(exc, "OperationalError", "InterfaceError"):
+    if code is None and not is_a(exc, "OperationalError", "InterfaceError"):
         return None  # a ProgrammingError's text proves nothing
     if code is None or code == _PROTOCOL_VIOLATION:
         meaning = meaning_of(message, connecting=phase == "connect", broken=broken)
@@ -214,11 +211,6 @@ def _is_connecting(pool: object) -> bool:
     return growing or any(getattr(owner, "attempt", None) is not None for owner in owners)
 
 
-def _is_a(exc: BaseException, *names: str) -> bool:
-    """Whether the exception is of a class of one of these names, or of a subclass."""
-    return any(base.__name__ in names for base in type(exc).__mro__)
-
-
 def _frames(exc: BaseException, package: str) -> Iterator[tuple[str, Mapping[str, object]]]:
     """The functions of a package that the exception passed through, and their variables."""
     for frame in frames_of(exc):
@@ -238,8 +230,6 @@ _PG8000_LOST: Final = ("network error", "communication error", "Can't create a c
 # Its last words are in, the end of the stream is not: coreproto.pyx PROTOCOL_ERROR_CONSUME.
 _ASYNCPG_DYING: Final = "another operation (2) is in progress"
 _REFUSES_TLS: Final = "rejected SSL upgrade"  # asyncpg connect_utils.py TLSUpgradeProto
-_TIMED_OUT: Final = "cannot read from timed out object"  # socket.py SocketIO.readinto
-_UNREACHABLE: Final = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 
 PACKAGES: Final[dict[str, Package]] = {
     "psycopg": Package(
@@ -279,6 +269,7 @@ PACKAGES: Final[dict[str, Package]] = {
             "_copy_in": "copy_stmt",
         },
         autocommits=_asyncpg_autocommits,
+        waits=("_acquire_impl",),
     ),
     "pg8000": Package(
         pg8000,

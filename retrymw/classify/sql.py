@@ -1,28 +1,48 @@
-"""A look at an SQL statement: does it commit, or leave work to be committed?"""
+"""A look at an SQL statement: does it commit, or leave work to be committed? In doubt it does."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-__all__ = ["commits", "reads", "statements", "without_comments"]
+__all__ = ["IMPLICIT_COMMIT", "commits", "reads", "statements", "without_comments"]
 
-_COMMENT: Final = re.compile(
-    rb"--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:[^*]|\*(?!/))*\*/", re.DOTALL
+
+def _starts(words: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"(?:" + words + rb")\b", re.IGNORECASE)
+
+
+_COMMENT: Final = re.compile(rb"--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/", re.DOTALL)
+_COMMIT: Final = _starts(rb"COMMIT|END|XA\s+COMMIT")
+_AUTOCOMMIT_ON: Final = re.compile(
+    rb"SET\b[^;]*\bAUTOCOMMIT\b(?!\s*:?=\s*(?:0|OFF|FALSE)\b)", re.IGNORECASE
 )
-# Switching autocommit on commits in MariaDB and MySQL (MySQL manual, "Statements That Cause an
-# Implicit Commit"); a COMMIT whose answer came goes before it as a rule.
-_COMMIT: Final = re.compile(
-    rb"(?:COMMIT|END|XA\s+COMMIT|CALL|"
-    rb"SET\s+(?:SESSION\s+|@@(?:SESSION\.)?)?AUTOCOMMIT\s*:?=\s*(?:1|ON|TRUE))\b",
+
+IMPLICIT_COMMIT: Final = re.compile(
+    _starts(
+        rb"ALTER|CREATE|DROP|RENAME|TRUNCATE|GRANT|REVOKE|(?:UN)?LOCK\s+TABLES?|INSTALL|UNINSTALL|"
+        rb"FLUSH|RESET|ANALYZE|OPTIMIZE|REPAIR|CHECK|CACHE|CALL|EXECUTE|DO|SET\s+STATEMENT"
+    ).pattern
+    + rb"|/\*M?!|[^'\"/$]*\*/",
     re.IGNORECASE,
 )
-_LITERAL: Final = re.compile(rb"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
-_READ: Final = re.compile(
-    rb"(?:\(\s*)*(?:SELECT|SHOW|SET|USE|DESC|DESCRIBE|EXPLAIN|BEGIN|START|SAVEPOINT|RELEASE|"
-    rb"ROLLBACK|VALUES|TABLE|FETCH|DECLARE|CLOSE|LISTEN|KILL|HELP)\b",
-    re.IGNORECASE,
+"""What commits by itself in MariaDB and MySQL, and what may hide a commit.
+
+MariaDB documentation: "SQL statements that cause an implicit commit"; MySQL 8.4 manual §15.3.3. The
+end of a comment before its beginning is what is left of nested ones, which PostgreSQL has.
+"""
+
+_READ: Final = _starts(
+    rb"(?:\(\s*)*(?:SELECT|SHOW|SET(?!\s+STATEMENT)|USE|DESC|DESCRIBE|EXPLAIN(?![^;]{0,80}ANALY[SZ]E)|"
+    rb"BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|VALUES|TABLE|FETCH|DECLARE|CLOSE|LISTEN|KILL|HELP)"
 )
+# A SELECT that stores its rows, or calls a function for what it does.
+_MAY_WRITE: Final = re.compile(
+    rb"\bINTO\b|\bFROM\s+[\w.\"`]+\s*\(|^[\s(]*SELECT\s+[\w.\"`]+\s*\((?!.*\bFROM\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LITERAL: Final = re.compile(rb"'[^'\\]*(?:\\.[^'\\]*)*'|\"[^\"\\]*(?:\\.[^\"\\]*)*\"", re.DOTALL)
+_MOST_PARTS: Final = 1000
 
 
 def without_comments(statement: bytes) -> bytes:
@@ -38,24 +58,31 @@ def without_comments(statement: bytes) -> bytes:
 
 
 def commits(statement: object) -> bool:
-    """Whether a statement is a COMMIT, has one in it, or may, as the CALL of a procedure.
+    """Whether a statement is a COMMIT, or may have one in it, or one as its consequence.
 
     Args:
         statement: in whatever type a driver takes it: str, bytes, psycopg's ``sql`` objects, or
             the bool that its autocommit is switched to. What is none of these does not commit.
     """
-    text = _text(statement)
-    return any(_COMMIT.match(without_comments(statement)) for statement in statements(text))
+    # What looks like a second statement may be part of a value: dialects differ in their quotes.
+    parts = _text(statement).split(b";", _MOST_PARTS)
+    return len(parts) > _MOST_PARTS or any(
+        _COMMIT.match(part) or _AUTOCOMMIT_ON.match(part) or IMPLICIT_COMMIT.match(part)
+        for part in map(without_comments, parts)
+    )
 
 
 def reads(statement: object) -> bool:
-    """Whether a statement leaves no work to be committed; in doubt it does."""
-    text = _text(statement)
-    return all(_READ.match(without_comments(statement)) for statement in statements(text))
+    """Whether a statement leaves no work to be committed."""
+    parts = _text(statement).split(b";", _MOST_PARTS)
+    return len(parts) <= _MOST_PARTS and all(
+        not part or (_READ.match(part) and not _MAY_WRITE.search(part))
+        for part in map(without_comments, parts)
+    )
 
 
 def statements(text: bytes) -> list[bytes]:
-    """The statements in one text; the first of them, where there is but one, as it is.
+    """The statements in one text, in MySQL's dialect; the first, where there is but one, as it is.
 
     A semicolon in a literal separates nothing: drivers write the app's values into the text.
     """

@@ -227,6 +227,37 @@ def test_lost_commit_then_too_many_connections():
     assert classify(later).leaves_commit_unknown
 
 
+@pytest.mark.parametrize("cause", [None, ValueError()])
+def test_lost_commit_that_is_suppressed(cause):
+    """G4: a pool's timeout, which it raises from None, does not hide the COMMIT lost before it."""
+    later = refused()
+    later.__context__ = lost_commit()
+    later.__cause__ = cause
+    assert later.__suppress_context__
+    assert classify(later).leaves_commit_unknown
+
+
+def test_more_failures_than_are_looked_at():
+    """G4: what nobody has looked at may have been a lost COMMIT."""
+    lost = [refused() for _ in range(70)]
+    assert classify(Group(*lost)).leaves_commit_unknown
+    assert not classify(Group(*lost[:10])).leaves_commit_unknown
+
+
+class Unprintable(pymysql.err.OperationalError):
+    """An app's own exception, with a mistake in it."""
+
+    @property
+    def args(self):
+        raise RuntimeError("broken")
+
+
+def test_exception_that_can_not_be_looked_at(caplog):
+    """G7: a mistake in an app's exception is logged, and does not take the exception's place."""
+    assert classify(Unprintable()) is None
+    assert "Unprintable could not be classified" in caplog.text
+
+
 def test_conflict_in_a_commit():
     """A conflict in a COMMIT is an answer: nothing was committed."""
     exc = passed_through(deadlock(), ("pymysql.connections", "commit", {}))

@@ -81,8 +81,26 @@ COMMITS = [
     "-- shop\nCOMMIT",
     "  -- a\n\t-- b\n COMMIT",
     "/* a */ -- b\nCOMMIT",
+    "SET autocommit = 1",
+    "SET SESSION autocommit=ON",
+    "SET @@local.autocommit = 'ON'",
+    "SET SESSION sql_mode = '', autocommit = 1",
+    "TRUNCATE TABLE log",
+    "CREATE TABLE log (a INT)",
+    "LOCK TABLES log WRITE",
+    "EXECUTE IMMEDIATE 'COMMIT'",
+    "/*! COMMIT */",
+    "/*M! COMMIT */",
+    "/* a /* b */ c */ COMMIT",
+    "DO $$ BEGIN COMMIT; END $$",
 ]
-WITH_A_COMMIT = ["INSERT INTO t VALUES (1); COMMIT", "UPDATE t SET a = 1;\n commit ;"]
+WITH_A_COMMIT = [
+    "INSERT INTO t VALUES (1); COMMIT",
+    "UPDATE t SET a = 1;\n commit ;",
+    "INSERT INTO t VALUES (1); -- don't\nCOMMIT; -- won't",
+    "INSERT INTO t VALUES ('C:\\'); COMMIT; SELECT 'x'",
+    "SELECT 1;" * 2000,
+]
 NO_COMMITS = [
     "",
     "SELECT 1",
@@ -97,6 +115,9 @@ NO_COMMITS = [
     "/* COMMIT */ SELECT 1",
     "SELECT 1 -- COMMIT",
     "SAVEPOINT commit",
+    "SET autocommit = 0",
+    "SET NAMES utf8mb4",
+    "BEGIN",
     "/* shop */ INSERT INTO t VALUES ('*/ COMMIT')",
 ]
 # How a driver or layer is given a statement: module, function, variable, type.
@@ -165,9 +186,61 @@ def test_statement_of_another_type(statement):
         b"-- \n" * 5000,
         b" " * 5000,
         b"/*" * 5000,
+        b"INSERT INTO t VALUES ('" + b";" * 5_000_000 + b"')",
+        b"INSERT INTO t VALUES ('" + b"x;\\'" * 500_000 + b"')",
     ],
-    ids=["comments", "comments in a value", "lines", "spaces", "open comments"],
+    ids=[
+        "comments",
+        "comments in a value",
+        "lines",
+        "spaces",
+        "open comments",
+        "semicolons",
+        "quotes",
+    ],
 )
 def test_statement_takes_no_time(statement):
     """G2: looking for a COMMIT takes no time, whatever a client has put into the statement."""
     assert min(timeit.repeat(lambda: commits(statement), number=1, repeat=3)) < 0.05
+
+
+class Connection:
+    """One that has autocommit on."""
+
+    autocommit = True
+
+
+@pytest.mark.parametrize(
+    ("statement", "phase"),
+    [
+        ("SELECT a FROM t", "execute"),
+        ("SELECT COUNT(*) FROM t", "execute"),
+        ("SHOW TABLES", "execute"),
+        ("EXPLAIN SELECT 1", "execute"),
+        ("INSERT INTO t VALUES (1)", "commit"),
+        ("SELECT create_order(17)", "commit"),
+        ("SELECT * FROM create_order(17)", "commit"),
+        ("SELECT a INTO copy FROM t", "commit"),
+        ("EXPLAIN ANALYZE INSERT INTO t VALUES (1)", "commit"),
+        ("EXPLAIN (VERBOSE, ANALYZE) DELETE FROM t", "commit"),
+        ("SET STATEMENT max_statement_time = 9 FOR INSERT INTO t VALUES (1)", "commit"),
+        ("SELECT 1; INSERT INTO t VALUES (1)", "commit"),
+    ],
+)
+def test_autocommit(statement, phase):
+    """G4: in autocommit what may write is a COMMIT of its own, also in the clothes of a read."""
+    frame = ("psycopg.cursor", "execute", {"self": Connection(), "query": statement})
+    assert phase_of(passed_through(ValueError(), frame)) == phase
+
+
+@pytest.mark.parametrize(
+    ("phase", "frames"),
+    [
+        ("connect", [("psycopg2", "connect", {}), APP, ("sqlalchemy.pool.base", "__connect", {})]),
+        ("commit", [("pymysql.connections", "commit", {}), APP, ("psycopg2", "connect", {})]),
+        ("unknown", [APP, ("sqlalchemy.pool.base", "__connect", {})]),
+    ],
+)
+def test_callback_in_a_connect(phase, frames):
+    """G4: what the app's own code does while a driver connects is not part of the connect."""
+    assert phase_of(passed_through(ValueError(), *frames)) == phase

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from queue import Empty
+import ssl
 
 import asyncmy.errors
 import mariadb
@@ -228,13 +228,30 @@ def test_packets_out_of_order():
     assert classify(exc) is None
 
 
-def test_mariadb_2():
-    """What the release candidate makes of an OSError is a loss; of anything else it is none."""
-    for context, told in ((ConnectionError(), ("disconnection", "unknown")), (Empty(), None)):
-        exc = mariadb.OperationalError("Execution failed")
-        exc.errno = 0
-        exc.__context__ = context
-        assert verdict(passed_through(exc, ("mariadb.sync_cursor", "execute", {}))) == told
+@pytest.mark.parametrize("package", ["aiomysql", "asyncmy", "mysql"])
+def test_what_it_lets_through(package):
+    """Of what comes out of a driver's code only a connection's is ours: no file, no certificate."""
+    connect = "_connect" if package == "aiomysql" else "connect"
+    frames = ((f"{package}.connection", connect, {}),)
+    lost = passed_through(ConnectionResetError(104, "reset"), *frames)
+    assert verdict(lost) == ("disconnection", "connect")
+    for exc in (PermissionError(13, "denied"), ssl.SSLCertVerificationError("no")):
+        assert classify(passed_through(exc, *frames)) is None
+    file = (f"{package}.cursors", "load_data", {})
+    assert classify(passed_through(IsADirectoryError(21, "it is a directory"), file)) is None
+
+
+def test_certificate_that_does_not_verify():
+    """PyMySQL reports one as it reports a server that is down; the cause tells."""
+    exc = pymysql.OperationalError(2003, "Can't connect to MySQL server")
+    exc.__cause__ = ssl.SSLCertVerificationError("self-signed certificate")
+    assert classify(exc) is None
+
+
+def test_aiomysql_own():
+    """What aiomysql raises itself, in its layer for SQLAlchemy, is the app's mistake."""
+    mistake = type("ArgumentError", (Exception,), {"__module__": "aiomysql.sa.exc"})
+    assert classify(mistake()) is None
 
 
 def test_subclass_without_its_parts(driver):
