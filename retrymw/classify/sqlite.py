@@ -44,7 +44,9 @@ def sqlite3(exc: BaseException) -> Failure | None:
         known = any(text.startswith(start) for start in TEXTS)
     else:
         known = code in CODES and not any(own in text for own in _OWN)
-    return Failure("conflict", phase_of(exc), exc, code, "sqlite3") if known else None
+    return (
+        Failure("conflict", phase_of(exc, answered=True), exc, code, "sqlite3") if known else None
+    )
 
 
 PACKAGES: Final[dict[str, Package]] = {

@@ -32,7 +32,7 @@ def _while_idle(stage: Stage, fault: Callable[[], object]) -> Exception:
 def _while_running(stage: Stage, fault: Callable[[], object]) -> Exception:
     session = stage.connect()
     session.execute("SELECT b FROM t WHERE a = 1")
-    nap = "SELECT SLEEP(60)" if stage.mysql else "SELECT pg_sleep(60)"
+    nap = f"SELECT {'SLEEP' if stage.mysql else 'pg_sleep'}(60) FROM t"
     query = Meanwhile(session.execute, nap)
     wait_until(lambda: is_running(stage, nap))
     fault()
