@@ -49,6 +49,7 @@ class Server(ABC):
     _user: ClassVar[str]  # of the system, when we are root
     _driver: ClassVar[tuple[str, str]]  # module, and what to install for it
     _end_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    _question: ClassVar[str] = "SELECT 1"  # for wait_ready
 
     def __init__(self, max_connections: int, settings: Mapping[str, object] | None) -> None:
         self.max_connections = max_connections
@@ -155,7 +156,7 @@ class Server(ABC):
                 log = (self.folder / "log").read_text(errors="replace")
                 raise RuntimeError(f"{type(self).__name__} is not running; its log: {log[-2000:]}")
             try:
-                self.execute("SELECT 1")
+                self.execute(self._question)
             except self._load_driver().OperationalError as error:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"no answer from {self.url} in {timeout} s") from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -26,7 +24,7 @@ class PgBouncer(Server):
     protocol = "postgresql"
     _user = "postgres"
     _driver = ("psycopg", "psycopg[binary]")
-    _end_signal = signal.SIGTERM
+    _question = "SHOW VERSION"
 
     def __init__(
         self,
@@ -51,22 +49,6 @@ class PgBouncer(Server):
     def close(self) -> None:
         super().close()
         self.proxy.stop()
-
-    def wait_ready(self, timeout: float = 30.0) -> None:
-        """Wait until its console answers; TimeoutError after about `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        while True:
-            if not self.running:
-                log = (self.folder / "log").read_text(errors="replace")
-                raise RuntimeError(f"PgBouncer is not running; its log: {log[-2000:]}")
-            try:
-                self.execute("SHOW VERSION")
-            except self._load_driver().OperationalError as error:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no answer from {self.url} in {timeout} s") from error
-                time.sleep(0.01)
-            else:
-                return
 
     def set(self, **settings: object) -> dict[str, object]:
         """Change settings while it runs, and return what they were."""

@@ -24,7 +24,7 @@ from tests.servers.stacks.base import (
     Stack,
     Where,
 )
-from tests.servers.stacks.postgresql import OF_ASYNCPG
+from tests.servers.stacks.postgresql import OF_ASYNCPG, libpq_arguments
 from tests.servers.stacks.sqlite import SQLite
 
 NO_READ_TIMEOUT = "The driver has no read timeout."
@@ -55,16 +55,10 @@ def mysql_arguments(where: Where) -> dict[str, Any]:
 
 
 def postgresql_arguments(where: Where) -> dict[str, Any]:
-    """For both psycopgs."""
-    return {
-        "host": where.socket or where.host,
-        "port": where.port,
-        "user": where.user,
-        "password": where.password,
-        "connect_timeout": where.connect_timeout,
-        "sslmode": "disable",
-        "gssencmode": "disable",
-    }
+    """For both psycopgs, without the database's name."""
+    arguments = libpq_arguments(where)
+    del arguments["dbname"]
+    return arguments
 
 
 OWN_BEGIN = {
