@@ -1,4 +1,4 @@
-"""What an SQL statement does to a transaction, as far as MariaDB and MySQL go."""
+"""What an SQL statement does to a transaction."""
 
 from __future__ import annotations
 
@@ -23,32 +23,38 @@ class Transaction:
     """Whether the next statement commits work, from the statements that went before it.
 
     Where that can't be known (``CALL``, several statements in one) it counts as a commit.
+
+    Args:
+        ddl_commits: whether ``CREATE TABLE`` and the like commit, as in MariaDB and MySQL.
     """
 
-    __slots__ = ("_explicit", "_work")
+    __slots__ = ("_ddl_commits", "_explicit", "_work")
 
-    def __init__(self) -> None:
+    def __init__(self, *, ddl_commits: bool = True) -> None:
+        self._ddl_commits = ddl_commits
         self._work = False
         self._explicit = False
 
     def commits(self, statement: bytes, *, autocommit: bool) -> bool:
         """Whether ``statement`` makes work durable when the server answers it."""
-        text = sql.without_comments(statement)
-        parts = sql.statements(text)
-        if sql.IMPLICIT_COMMIT.match(text) or len(parts) > 1:
+        text, *more = sql.statements(sql.without_comments(statement))
+        if more or self._may_commit(text):
             return True
-        if _BEGIN.match(text) or _SET.match(text) or sql.commits(parts[0]):
+        if _BEGIN.match(text) or _SET.match(text) or sql.is_commit(text):
             return self._work  # SET may be SET autocommit=1, which commits
-        return autocommit and not self._explicit and not sql.reads(parts[0])
+        return autocommit and not self._explicit and not sql.reads(text)
 
     def answered(self, statement: bytes, *, autocommit: bool) -> None:
         """The server carried ``statement`` out."""
-        text = sql.without_comments(statement)
-        if _BEGIN.match(text):
-            self._explicit, self._work = True, False
-            return
-        for part in sql.statements(text):
-            if _ROLLBACK.match(part) or sql.commits(part):
+        for part in sql.statements(sql.without_comments(statement)):
+            text = sql.without_comments(part)
+            if _BEGIN.match(text):
+                self._explicit, self._work = True, False
+            elif _ROLLBACK.match(text) or sql.is_commit(text) or self._may_commit(text):
                 self._explicit = self._work = False
-            elif not sql.reads(part) and (self._explicit or not autocommit):
+            elif not sql.reads(text) and (self._explicit or not autocommit):
                 self._work = True
+
+    def _may_commit(self, text: bytes) -> bool:
+        ddl = self._ddl_commits and sql.DDL.match(text)
+        return bool(ddl or sql.OPAQUE.match(text))

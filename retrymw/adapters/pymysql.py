@@ -16,7 +16,7 @@ import pymysql.connections
 
 from retrymw._context import Attempt, current_attempt
 from retrymw.adapters._statements import Transaction
-from retrymw.classify import classify
+from retrymw.classify import classify, sql
 
 __all__ = ["Connection", "Database"]
 
@@ -190,7 +190,11 @@ class Connection(pymysql.connections.Connection):
                 self.lost = self.lost or (failure is not None and failure.kind == "disconnection")
                 if attempt is not None:
                     if commits and not self.lost:
-                        attempt.commit_answered(committed=False)
+                        # DDL that is refused has committed what went before it all the same.
+                        implicit = not autocommit and not sql.is_commit(
+                            sql.without_comments(statement)
+                        )
+                        attempt.commit_answered(committed=implicit)
                     if failure is not None:
                         attempt.doom(exc)
                 raise

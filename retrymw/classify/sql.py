@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["IMPLICIT_COMMIT", "commits", "reads", "statements", "without_comments"]
+__all__ = ["DDL", "OPAQUE", "commits", "is_commit", "reads", "statements", "without_comments"]
 
 
 def _starts(words: bytes) -> re.Pattern[bytes]:
@@ -18,27 +18,31 @@ _AUTOCOMMIT_ON: Final = re.compile(
     rb"SET\b[^;]*\bAUTOCOMMIT\b(?!\s*:?=\s*(?:0|OFF|FALSE)\b)", re.IGNORECASE
 )
 
-IMPLICIT_COMMIT: Final = re.compile(
-    _starts(
-        rb"ALTER|CREATE|DROP|RENAME|TRUNCATE|GRANT|REVOKE|(?:UN)?LOCK\s+TABLES?|INSTALL|UNINSTALL|"
-        rb"FLUSH|RESET|ANALYZE|OPTIMIZE|REPAIR|CHECK|CACHE|CALL|EXECUTE|DO|SET\s+STATEMENT"
-    ).pattern
-    + rb"|/\*M?!|[^'\"/$]*\*/",
-    re.IGNORECASE,
+DDL: Final = _starts(
+    rb"ALTER|CREATE|DROP|RENAME|TRUNCATE|GRANT|REVOKE|(?:UN)?LOCK\s+TABLES?|INSTALL|UNINSTALL|FLUSH|"
+    rb"RESET|ANALYZE|OPTIMIZE|REPAIR|CHECK|CACHE"
 )
-"""What commits by itself in MariaDB and MySQL, and what may hide a commit.
+"""What commits by itself in MariaDB and MySQL.
 
-MariaDB documentation: "SQL statements that cause an implicit commit"; MySQL 8.4 manual §15.3.3. The
-end of a comment before its beginning is what is left of nested ones, which PostgreSQL has.
+MariaDB documentation: "SQL statements that cause an implicit commit"; MySQL 8.4 manual §15.3.3.
 """
+
+OPAQUE: Final = re.compile(
+    rb"(?:CALL|EXECUTE|DO|SET\s+STATEMENT)\b|/\*M?!|[^'\"/$]*\*/", re.IGNORECASE
+)
+"""What may have a commit in it. The end of a comment is what nested ones leave over."""
 
 _READ: Final = _starts(
     rb"(?:\(\s*)*(?:SELECT|SHOW|SET(?!\s+STATEMENT)|USE|DESC|DESCRIBE|EXPLAIN(?![^;]{0,80}ANALY[SZ]E)|"
     rb"BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|VALUES|TABLE|FETCH|DECLARE|CLOSE|LISTEN|KILL|HELP)"
 )
-# A SELECT that stores its rows, or calls a function for what it does.
+# A SELECT that stores its rows, or calls a function for what it does: any but those that layers
+# and health checks ask for.
 _MAY_WRITE: Final = re.compile(
-    rb"\bINTO\b|\bFROM\s+[\w.\"`]+\s*\(|^[\s(]*SELECT\s+[\w.\"`]+\s*\((?!.*\bFROM\b)",
+    rb"\bINTO\b|\bFROM\s+[\w.\"`]+\s*\(|"
+    rb"^[\s(]*SELECT\s+(?!(?:pg_catalog\.)?(?:version|now|current_\w+|database|schema|user|"
+    rb"connection_id|last_insert_id|pg_backend_pid|pg_is_in_recovery|pg_sleep|sleep)\s*\()"
+    rb"[\w.\"`]+\s*\((?!.*\bFROM\b)",
     re.IGNORECASE | re.DOTALL,
 )
 _LITERAL: Final = re.compile(rb"'[^'\\]*(?:\\.[^'\\]*)*'|\"[^\"\\]*(?:\\.[^\"\\]*)*\"", re.DOTALL)
@@ -67,9 +71,14 @@ def commits(statement: object) -> bool:
     # What looks like a second statement may be part of a value: dialects differ in their quotes.
     parts = _text(statement).split(b";", _MOST_PARTS)
     return len(parts) > _MOST_PARTS or any(
-        _COMMIT.match(part) or _AUTOCOMMIT_ON.match(part) or IMPLICIT_COMMIT.match(part)
+        is_commit(part) or DDL.match(part) or OPAQUE.match(part)
         for part in map(without_comments, parts)
     )
+
+
+def is_commit(text: bytes) -> bool:
+    """Whether a statement, without comments before it, is a COMMIT and nothing else."""
+    return bool(_COMMIT.match(text) or _AUTOCOMMIT_ON.match(text))
 
 
 def reads(statement: object) -> bool:

@@ -6,7 +6,7 @@ import contextvars
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from time import monotonic
 from typing import Any
 
@@ -288,6 +288,25 @@ def test_lost_answer_to_a_commit(
         assert "retry-after" not in response.headers
     finally:
         mariadb.execute("DROP TABLE IF EXISTS app.more")
+
+
+def test_refused_ddl(
+    database: Database, mariadb_proxy: FaultProxy, things: Callable[[], list[str]]
+) -> None:
+    """G4: what went before DDL is committed even if the DDL is refused."""
+
+    @rollback_safe
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            insert(connection, "a")
+            with suppress(pymysql.Error):
+                connection.cursor().execute("CREATE TABLE things (x INT)")
+            mariadb_proxy.cut("reset", at=1)
+            connection.cursor().execute("SELECT 1")
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == (503, "committed")
+    assert things() == ["a"]
 
 
 def test_lost_answer_under_autocommit(

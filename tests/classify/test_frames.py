@@ -215,6 +215,7 @@ class Connection:
     [
         ("SELECT a FROM t", "execute"),
         ("SELECT COUNT(*) FROM t", "execute"),
+        ("SELECT pg_catalog.version()", "execute"),
         ("SHOW TABLES", "execute"),
         ("EXPLAIN SELECT 1", "execute"),
         ("INSERT INTO t VALUES (1)", "commit"),

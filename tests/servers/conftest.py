@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import psycopg
 import psycopg2
 import pymysql
 import pytest
+import sqlalchemy
 import tenacity
 from fastapi import APIRouter, FastAPI, Response
 from starlette.applications import Starlette
@@ -24,6 +25,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import retrymw.adapters.pymysql
+import retrymw.adapters.sqlalchemy
 import retrymw.asgi
 import retrymw.wsgi
 from retrymw import RetryPolicy, current_attempt, idempotent, never_replay, rollback_safe
@@ -32,7 +34,13 @@ from retrymw.testing import FaultProxy
 from retrymw.testing.servers import MariaDB, PostgreSQL
 
 SECONDS = 5  # how long a driver may wait for an answer
-ERRORS = (pymysql.Error, MySQLdb.Error, psycopg.Error, psycopg2.Error)
+ERRORS = (
+    pymysql.Error,
+    MySQLdb.Error,
+    psycopg.Error,
+    psycopg2.Error,
+    sqlalchemy.exc.SQLAlchemyError,
+)
 
 
 @dataclass
@@ -98,6 +106,41 @@ def _plain(
     return backend
 
 
+class _Session:
+    """A SQLAlchemy session that is used like a PEP 249 connection, and like its cursor."""
+
+    def __init__(self, session: sqlalchemy.orm.Session) -> None:
+        self._session = session
+        self.commit = session.commit
+
+    def cursor(self) -> _Session:
+        return self
+
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> None:
+        text = sqlalchemy.text(statement.replace("%s", ":value"))
+        values = {"value": parameters[0]} if parameters else {}
+        self.fetchone = self._session.execute(text, values).fetchone
+
+
+def _sqlalchemy(dialect: str, **options: Any) -> Callable[..., Backend]:
+    def backend(server: MariaDB | PostgreSQL, proxy: FaultProxy) -> Backend:
+        arguments = server.connect_args(host=proxy.host, port=proxy.port) | options
+        engine = sqlalchemy.create_engine(
+            f"{dialect}://", connect_args=arguments, poolclass=sqlalchemy.NullPool
+        )
+        database = retrymw.adapters.sqlalchemy.Database(engine)
+
+        @contextmanager
+        def connection() -> Iterator[_Session]:
+            with database.session() as session:
+                session.connection()
+                yield _Session(session)
+
+        return Backend(server, proxy, connection, databases=(database,))
+
+    return backend
+
+
 BACKENDS: dict[str, tuple[str, Callable[..., Backend]]] = {
     "pymysql-adapter": ("mariadb", _adapter),
     "pymysql": ("mariadb", _plain(pymysql.connect, read_timeout=SECONDS, ssl_disabled=True)),
@@ -107,6 +150,13 @@ BACKENDS: dict[str, tuple[str, Callable[..., Backend]]] = {
     ),
     "psycopg": ("postgresql", _plain(psycopg.connect)),
     "psycopg2": ("postgresql", _plain(psycopg2.connect, tells_phase=False)),
+    "sqlalchemy-pymysql": (
+        "mariadb",
+        _sqlalchemy("mysql+pymysql", read_timeout=SECONDS, ssl_disabled=True),
+    ),
+    "sqlalchemy-mysqlclient": ("mariadb", _sqlalchemy("mysql+mysqldb", read_timeout=SECONDS)),
+    "sqlalchemy-psycopg": ("postgresql", _sqlalchemy("postgresql+psycopg")),
+    "sqlalchemy-psycopg2": ("postgresql", _sqlalchemy("postgresql+psycopg2")),
 }
 
 

@@ -1,0 +1,235 @@
+"""What a watched engine tells the current attempt: failures, commits, an empty pool.
+
+SQLAlchemy's events tell of a COMMIT before it is sent, and not that it was answered. So the
+dialect's functions that send it, and statements, are wrapped, once for each dialect. What goes on
+in the transaction of a pooled connection is kept in the connection's ``info``.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, RootTransaction, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import PendingRollbackError, TimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from retrymw._context import current_attempt
+from retrymw.adapters._statements import Transaction
+from retrymw.classify import classify
+from retrymw.classify._frames import autocommits
+
+__all__ = ["is_busy", "watch"]
+
+_KEY: Final = "retrymw"
+_DDL_IS_TRANSACTIONAL: Final = ("postgresql", "sqlite")
+
+_making: Final = threading.Lock()
+_watched: Final[weakref.WeakSet[Any]] = weakref.WeakSet()  # engines, and their class
+_wrapped: Final[weakref.WeakSet[Any]] = weakref.WeakSet()  # engines and dialects
+_failed: Final[weakref.WeakSet[RootTransaction]] = weakref.WeakSet()
+
+
+def watch(engine: Engine | AsyncEngine | None = None) -> None:
+    """Let an engine tell the current attempt of failures and commits; without one, every engine.
+
+    For sessions and connections that are not a ``Database``'s: ``engine.begin()``, SQLModel,
+    Flask-SQLAlchemy. To open and close them stays your business. Do it once, at start-up.
+
+    Once a transaction has failed, its further statements raise the same exception until it is
+    rolled back.
+    """
+    target: Any = Engine if engine is None else getattr(engine, "sync_engine", engine)
+    if target not in _watched:
+        for name, listener in _LISTENERS:
+            event.listen(target, name, listener)
+        _watched.add(target)
+    if engine is not None:
+        _wrap(target)
+
+
+def is_busy(pooled: Any) -> bool:
+    """Whether a thread waits for the answer to a statement on this connection of a pool."""
+    return _KEY in pooled.info and pooled.info[_KEY].busy > 0
+
+
+class _Work:
+    """What a DBAPI connection is at."""
+
+    __slots__ = ("busy", "transaction")
+
+    def __init__(self, dialect: Any) -> None:
+        self.busy = 0
+        self.transaction = Transaction(ddl_commits=dialect.name not in _DDL_IS_TRANSACTIONAL)
+
+
+# Events.
+
+
+def _connected(connection: Connection) -> None:
+    """A connection was opened, maybe the first one of its engine, or of its engine's options."""
+    _wrap(connection.engine)
+
+
+def _refuse(connection: Connection, *_: object) -> None:
+    """Half a transaction never goes on by itself, whatever the app swallowed."""
+    if _failed and connection.get_transaction() in _failed:
+        attempt = current_attempt(None)
+        if attempt is not None and not attempt.over and attempt.seen is not None:
+            raise attempt.seen
+
+
+def _seen(context: ExceptionContext) -> None:
+    """Something failed while the driver was called."""
+    exc = context.sqlalchemy_exception or context.original_exception
+    if context.is_pre_ping or isinstance(exc, PendingRollbackError):
+        return  # the pool mends it by itself; the consequence of what was seen before
+    failure = classify(exc)
+    if failure is None:
+        return
+    connection = context.connection
+    if failure.kind == "disconnection" and connection is not None and not connection.closed:
+        context.is_disconnect = True  # throw it away, where SQLAlchemy itself would not
+    attempt = current_attempt(None)
+    if attempt is not None:
+        attempt.saw(exc)
+        transaction = None if connection is None else connection.get_transaction()
+        if transaction is not None:
+            _failed.add(transaction)
+
+
+_LISTENERS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
+    ("engine_connect", _connected),
+    ("before_execute", _refuse),
+    ("prepare_twophase", _refuse),
+    ("commit", _refuse),
+    ("commit_twophase", _refuse),
+    ("handle_error", _seen),
+)
+
+
+# What talks to the driver.
+
+
+def _wrap(engine: Any) -> None:
+    if engine in _wrapped:
+        return
+    with _making:
+        if engine not in _wrapped:
+            engine.raw_connection = functools.partial(_connect, engine.raw_connection)
+            _wrapped.add(engine)
+        dialect = engine.dialect
+        if dialect not in _wrapped:
+            for name in ("do_execute", "do_execute_no_params", "do_executemany"):
+                wrapped = functools.partial(_execute, dialect, getattr(dialect, name))
+                setattr(dialect, name, wrapped)
+            dialect.do_commit = functools.partial(_commit, dialect, dialect.do_commit)
+            dialect.do_commit_twophase = functools.partial(
+                _commit_twophase, dialect, dialect.do_commit_twophase
+            )
+            dialect.do_rollback = functools.partial(_rollback, dialect, dialect.do_rollback)
+            _wrapped.add(dialect)
+
+
+def _connect(connect: Callable[[], Any]) -> Any:
+    try:
+        return connect()
+    except TimeoutError as exc:  # there is no event for a pool that has run dry
+        attempt = current_attempt(None)
+        if attempt is not None:
+            attempt.saw(exc)
+        raise
+
+
+def _execute(
+    dialect: Any, send: Callable[..., None], cursor: Any, statement: str, *args: Any
+) -> None:
+    context = args[-1]
+    if context is None:
+        return send(cursor, statement, *args)
+    _refuse(context.root_connection)  # exec_driver_sql() has no event before this
+    pooled = context.root_connection.connection
+    transaction = _work(dialect, pooled).transaction
+    text = statement.encode(errors="replace")
+    autocommit = _autocommits(dialect, context.root_connection, pooled)
+    commits = transaction.commits(text, autocommit=autocommit)
+    many = context.executemany
+    try:
+        # One of many may be committed when another one fails; DDL commits what went before it.
+        partly = many or not autocommit
+        _tracked(dialect, pooled, commits, lambda: send(cursor, statement, *args), partly=partly)
+    except Exception:
+        if many:
+            transaction.answered(text, autocommit=autocommit)
+        raise
+    transaction.answered(text, autocommit=autocommit)
+    return None
+
+
+def _commit(dialect: Any, send: Callable[[Any], None], pooled: Any) -> None:
+    transaction = _work(dialect, pooled).transaction
+    commits = transaction.commits(b"COMMIT", autocommit=False)
+    _tracked(dialect, pooled, commits, lambda: send(pooled))
+    transaction.answered(b"COMMIT", autocommit=False)
+
+
+def _commit_twophase(
+    dialect: Any, send: Callable[..., None], connection: Connection, *args: Any, **kwargs: Any
+) -> None:
+    pooled = connection.connection
+    _tracked(dialect, pooled, True, lambda: send(connection, *args, **kwargs))
+    _work(dialect, pooled).transaction.answered(b"COMMIT", autocommit=False)
+
+
+def _rollback(dialect: Any, send: Callable[[Any], None], pooled: Any) -> None:
+    send(pooled)
+    _work(dialect, pooled).transaction.answered(b"ROLLBACK", autocommit=False)
+
+
+def _tracked(
+    dialect: Any, pooled: Any, commits: bool, send: Callable[[], None], *, partly: bool = False
+) -> None:
+    attempt = current_attempt(None) if commits else None
+    work = _work(dialect, pooled)
+    if attempt is not None:
+        attempt.commit_sent()
+    work.busy += 1
+    try:
+        send()
+    except Exception as exc:
+        if attempt is not None and not _is_lost(dialect, pooled, exc):
+            attempt.commit_answered(committed=partly)
+        raise
+    finally:
+        work.busy -= 1
+    if attempt is not None:
+        attempt.commit_answered(committed=True)
+
+
+def _work(dialect: Any, pooled: Any) -> _Work:
+    try:
+        work: _Work = pooled.info.get(_KEY) or pooled.info.setdefault(_KEY, _Work(dialect))
+    except NotImplementedError:  # the dialect's own look at the server, when it first connects
+        work = _Work(dialect)
+    return work
+
+
+def _is_lost(dialect: Any, pooled: Any, exc: Exception) -> bool:
+    """Whether the answer to a COMMIT may not have come; in doubt it has not."""
+    failure = classify(exc)
+    if failure is not None:
+        return failure.kind == "disconnection"
+    answered = isinstance(exc, dialect.loaded_dbapi.Error)
+    return not answered or bool(dialect.is_disconnect(exc, pooled, None))
+
+
+def _autocommits(dialect: Any, connection: Connection, pooled: Any) -> bool:
+    if connection._is_autocommit_isolation():
+        return True
+    if dialect.driver == "mysqlconnector":  # it would ask the server
+        return False
+    return autocommits(pooled.dbapi_connection) is not False

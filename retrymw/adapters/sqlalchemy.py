@@ -1,0 +1,205 @@
+"""A request-scoped SQLAlchemy session, sync or async; and watched engines."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, TypeVar, cast
+
+from sqlalchemy import Connection, Engine, event, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from retrymw._context import Attempt, current_attempt
+from retrymw.adapters._sqlalchemy_watch import is_busy, watch
+
+__all__ = ["AsyncDatabase", "Database", "watch"]
+
+S = TypeVar("S")
+
+_UNDO_SECONDS: Final = 2.0
+_CONNECTIONS: Final = "retrymw"
+
+
+class Database:
+    """An engine whose sessions belong to attempts.
+
+    Give it to the middleware (``databases=[database]``) and use :meth:`session` everywhere. The
+    session is opened on first use in an attempt and is the same one for the whole attempt. A failed
+    attempt's is rolled back and closed before any wait (G1, G8), a successful one's after the
+    response. Commit is yours to call; what you did not commit is rolled back. The engine is
+    watched, see :func:`watch`.
+
+    Args:
+        engine: as from ``create_engine``.
+        session: what makes the sessions, if they are to be other than ``sessionmaker(engine)``.
+
+    Raises:
+        TypeError: an argument is none of these.
+    """
+
+    def __init__(self, engine: Engine, *, session: sessionmaker[Any] | None = None) -> None:
+        _check("Database", "an Engine", engine, Engine)
+        self._engine = engine
+        self._make = sessionmaker(engine) if session is None else session
+        _check("Database", "a sessionmaker", self._make, sessionmaker)
+        watch(engine)
+
+    def __repr__(self) -> str:
+        return f"<Database {self._engine.url!r}>"
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """The attempt's session; outside a request, one of its own, closed at the end.
+
+        Raises:
+            RuntimeError: the attempt is over, or its middleware was not given this database.
+        """
+        attempt = current_attempt(None)
+        if attempt is None:
+            with self._make() as session:
+                yield session
+        else:
+            yield _of_attempt(attempt, self, self._make)
+
+    def rollback(self, attempt: Attempt) -> None:
+        """Undo the attempt's transaction, within two seconds."""
+        session = (attempt.resources or {}).get(self)
+        if session is not None:
+            _roll_back(session, hurry=True)
+
+    def release(self, attempt: Attempt) -> None:
+        """Close the attempt's session, within two seconds."""
+        session = (attempt.resources or {}).pop(self, None)
+        if session is not None:
+            _close(session, hurry=True)
+
+    def ping(self) -> None:
+        """Do a ``SELECT 1``; raises what SQLAlchemy raises."""
+        with self._engine.connect() as connection:
+            connection.scalar(select(1))
+
+
+class AsyncDatabase:
+    """:class:`Database` for an async engine: ``async with database.session() as session``.
+
+    Args:
+        engine: as from ``create_async_engine``.
+        session: what makes the sessions, if they are to be other than
+            ``async_sessionmaker(engine)``.
+
+    Raises:
+        TypeError: an argument is none of these.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, *, session: async_sessionmaker[Any] | None = None
+    ) -> None:
+        _check("AsyncDatabase", "an AsyncEngine", engine, AsyncEngine)
+        self._engine = engine
+        self._make = async_sessionmaker(engine) if session is None else session
+        _check("AsyncDatabase", "an async_sessionmaker", self._make, async_sessionmaker)
+        watch(engine)
+
+    def __repr__(self) -> str:
+        return f"<AsyncDatabase {self._engine.url!r}>"
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """The attempt's session; outside a request, one of its own, closed at the end.
+
+        Raises:
+            RuntimeError: the attempt is over, or its middleware was not given this database.
+        """
+        attempt = current_attempt(None)
+        if attempt is None:
+            async with self._make() as session:
+                yield session
+        else:
+            yield _of_attempt(attempt, self, self._make)
+
+    async def rollback(self, attempt: Attempt) -> None:
+        """Undo the attempt's transaction; the middleware gives up after five seconds."""
+        session = (attempt.resources or {}).get(self)
+        if session is not None:
+            await session.run_sync(_roll_back)
+
+    async def release(self, attempt: Attempt) -> None:
+        """Close the attempt's session; the middleware gives up after five seconds."""
+        session = (attempt.resources or {}).pop(self, None)
+        if session is not None:
+            await session.run_sync(_close)
+
+    async def ping(self) -> None:
+        """Do a ``SELECT 1``; raises what SQLAlchemy raises."""
+        async with self._engine.connect() as connection:
+            await connection.scalar(select(1))
+
+
+def _check(name: str, allowed: str, value: object, cls: type) -> None:
+    if not isinstance(value, cls):
+        raise TypeError(f"{name} was given {value!r}; allowed: {allowed}")
+
+
+def _of_attempt(attempt: Attempt, database: object, make: Callable[[], S]) -> S:
+    resources = attempt.resource(database)
+    if database not in resources:
+        session = make()
+        event.listen(getattr(session, "sync_session", session), "after_begin", _note)
+        resources.setdefault(database, session)  # another thread may have been faster
+    return cast("S", resources[database])
+
+
+def _note(session: Session, _: object, connection: Connection) -> None:
+    session.info.setdefault(_CONNECTIONS, weakref.WeakSet()).add(connection)
+
+
+def _roll_back(session: Session, *, hurry: bool = False) -> None:
+    _end(session, session.rollback, hurry=hurry)
+
+
+def _close(session: Session, *, hurry: bool = False) -> None:
+    _end(session, session.close, hurry=hurry)
+
+
+def _end(session: Session, finish: Callable[[], None], *, hurry: bool) -> None:
+    """Roll back or close; in a hurry, within two seconds.
+
+    What can't be rolled back, or is still used by a thread or task, goes to nobody else.
+    """
+    connections = [
+        connection
+        for connection in session.info.get(_CONNECTIONS, ())
+        if not connection.closed and not connection.invalidated
+    ]
+    pooled = [connection.connection for connection in connections]
+    if any(is_busy(connection) for connection in pooled):
+        _cut(pooled)
+        session.invalidate()
+        return
+    timer = threading.Timer(_UNDO_SECONDS, _cut, (pooled,)) if hurry and pooled else None
+    if timer is not None:
+        timer.start()
+    try:
+        finish()
+    except Exception:
+        for connection in connections:
+            connection.invalidate()
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _cut(connections: list[Any]) -> None:
+    """End what the drivers wait for, where they have a socket to be asked for."""
+    for pooled in connections:
+        with suppress(Exception):  # it is closed already, or has none
+            connection = pooled.dbapi_connection
+            owner = getattr(connection, "_sock", None) or connection  # PyMySQL's
+            with socket.socket(fileno=os.dup(owner.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
