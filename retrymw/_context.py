@@ -87,6 +87,7 @@ class Attempt:
     __slots__ = (
         "_exchange",
         "_run",
+        "failure",
         "number",
         "resources",
         "rollback_callbacks",
@@ -100,6 +101,7 @@ class Attempt:
         self.number: int = exchange.number
         self.resources: dict[Any, Any] | None = None
         self.seen: BaseException | None = None  # the last failure, as the layer that saw it has it
+        self.failure: Failure | None = None  # what was made of it then
         self.rollback_callbacks: list[Callback] | None = None
         self.success_callbacks: list[Callback] | None = None
 
@@ -155,7 +157,8 @@ class Attempt:
         """
         if not self.over and isinstance(exc, Exception):  # G6: nothing else is a reason to replay
             self.seen = exc
-            self._exchange.doom(classify(exc) or Failure("disconnection", "unknown", exc))
+            self.failure = classify(exc) or Failure("disconnection", "unknown", exc)
+            self._exchange.doom(self.failure)
 
     def on_rollback(self, callback: Callback) -> None:
         """Call ``callback()`` when this attempt has been undone; an error in it is logged."""
@@ -181,9 +184,9 @@ class Attempt:
 
     def saw(self, exc: BaseException) -> None:
         """For adapters and integrations: doom this attempt if ``exc`` is a failure of ours."""
-        failure = classify(exc)
+        failure = classify(exc, known=self.failure)
         if failure is not None and not self.over:
-            self.seen = exc
+            self.seen, self.failure = exc, failure
             self._exchange.doom(failure)
 
     def look_for_mark(self) -> None:

@@ -40,7 +40,7 @@ _TYPES: Final = {
 }
 
 
-def classify(exc: BaseException) -> Failure | None:
+def classify(exc: BaseException, *, known: Failure | None = None) -> Failure | None:
     """What the database had to do with ``exc``; None if nothing that a replay could cure.
 
     The exception itself is looked at first, then the members of an exception group, a wrapper's
@@ -52,6 +52,11 @@ def classify(exc: BaseException) -> Failure | None:
     HTTP client's refused connection in the same endpoint is not.
 
     A ``BaseException`` that is no ``Exception`` (cancellation, ``SystemExit``) is never ours (G6).
+
+    Args:
+        exc: what was raised.
+        known: what an adapter made of it, or of what it wraps, when it was raised: the connection
+            could be asked then, and may be closed now.
     """
     if not isinstance(exc, Exception):
         return None
@@ -59,7 +64,10 @@ def classify(exc: BaseException) -> Failure | None:
     hidden: list[Failure] = []
     links, complete = _chain(exc)
     for link, suppressed in links:
-        failure = _classify_alone(link)
+        if known is not None and known.exception is link:
+            failure: Failure | None = known
+        else:
+            failure = _classify_alone(link)
         # A layer may have answered for the driver's exception already, with a phase of its own.
         if failure is not None and all(failure.exception is not f.exception for f in failures):
             (hidden if suppressed else failures).append(failure)

@@ -55,7 +55,8 @@ def psycopg2(exc: BaseException) -> Failure | None:
     code = getattr(exc, "pgcode", None)
     answered = _is_conflict(code)
     cursor = getattr(exc, "cursor", None)
-    phase = phase_of(exc, answered=answered or cursor is not None)  # the cursor knows better
+    # In autocommit every failure has a cursor, which knows; one without is of the driver's BEGIN.
+    phase = phase_of(exc, answered=True)
     if phase in ("unknown", "execute") and cursor is not None:
         statement = getattr(cursor, "query", None)
         in_doubt = not answered and autocommits(cursor) is not False

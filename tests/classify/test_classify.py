@@ -7,6 +7,7 @@ import concurrent.futures
 import subprocess
 import sys
 import timeit
+from dataclasses import replace
 
 import psycopg
 import pymysql
@@ -100,6 +101,17 @@ def test_cause_of_a_suppressed_context():
     outer.__cause__ = cause = deadlock()
     assert outer.__suppress_context__
     assert classify(outer).exception is cause
+
+
+def test_known_failure():
+    """What an adapter made of an exception, when its connection could be asked, counts."""
+    exc = pymysql.OperationalError(2013, "Lost connection")
+    known = replace(classify(exc), phase="execute")
+    assert classify(exc).phase == "unknown"
+    assert classify(Wrapper(exc), known=known) is known
+    later = lost_commit()
+    later.__context__ = exc
+    assert classify(later, known=known).leaves_commit_unknown
 
 
 def test_first_answer_counts():

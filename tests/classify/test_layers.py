@@ -7,7 +7,6 @@ import sqlite3
 import django.db.transaction
 import django.db.utils
 import MySQLdb
-import psycopg2
 import pymysql
 import pytest
 import sqlalchemy
@@ -112,7 +111,7 @@ def test_sqlalchemy_autocommit(function, variable, statement, autocommits, phase
     """
     variables = {"self": Autocommitting(autocommits), variable: statement}
     frames = (("sqlalchemy.engine.default", "do_execute", {}), (CONNECTION, function, variables))
-    exc = psycopg2.OperationalError("server closed the connection unexpectedly")
+    exc = MySQLdb.OperationalError(2013, "Lost connection to server during query")
     assert verdict(passed_through(exc, *frames)) == ("disconnection", phase)
 
 
