@@ -153,7 +153,7 @@ def _classify_alone(exc: BaseException) -> Failure | None:
     try:
         if package is _TRANSPORT:
             package = REGISTRY.get(origin_of(exc))
-            if package is None:
+            if package is None and exc.__context__ is not None:
                 pool = dry_pool(exc)
                 if pool is not None:
                     return Failure("too-many-connections", "connect", exc, driver=pool)

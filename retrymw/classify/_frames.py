@@ -127,7 +127,7 @@ def frames_of(exc: BaseException) -> list[FrameType]:
 
 def package_of(frame: FrameType) -> str:
     """The top-level package that a frame's code is in."""
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def phase_of(exc: BaseException, *, answered: bool = False) -> Phase:
@@ -169,7 +169,15 @@ def origin_of(exc: BaseException) -> str:
 
 def _innermost(exc: BaseException) -> tuple[str, str]:
     """Package and function of the innermost frame that is no transport's."""
-    for frame in reversed(frames_of(exc)):
+    last = traceback = exc.__traceback__
+    while traceback is not None:
+        last, traceback = traceback, traceback.tb_next
+    # The very last one mostly tells; the rest is not looked at in vain.
+    if last is not None and package_of(last.tb_frame) not in _TRANSPORTS:
+        frames = [last.tb_frame]
+    else:
+        frames = frames_of(exc)
+    for frame in reversed(frames):
         package = package_of(frame)
         if package not in _TRANSPORTS:
             # What Cython compiled has its qualified name here.
