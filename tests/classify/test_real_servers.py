@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 from typing import Any
 
+import asyncpg
 import psycopg
 import psycopg2
 import pytest
@@ -21,6 +23,25 @@ def test_refused_login_at_the_second_address(postgresql: PostgreSQL, driver: Any
     ports = f"{postgresql.port},{postgresql.port}"
     arguments = {"host": "127.0.0.2,127.0.0.1", "port": ports, "password": "wrong"}
     assert classify(caught(driver.connect, **postgresql.connect_args(**arguments))) is None
+
+
+@pytest.mark.parametrize("what", ["acquire", "statement"])
+def test_time_limit_of_the_app(postgresql: PostgreSQL, what: str) -> None:
+    """The app's own time limit says that a pool is dry if it was waiting for that; else nothing."""
+
+    async def run() -> None:
+        arguments = postgresql.connect_args()
+        arguments["database"] = arguments.pop("dbname")
+        pools = asyncpg.create_pool(min_size=1, max_size=1, **arguments)
+        async with pools as pool, pool.acquire() as connection:
+            waiting = {
+                "acquire": pool.acquire,
+                "statement": lambda: connection.execute("SELECT pg_sleep(60)"),
+            }
+            await asyncio.wait_for(waiting[what](), 0.1)
+
+    dry = ("too-many-connections", "connect")
+    assert verdict(caught(asyncio.run, run())) == (dry if what == "acquire" else None)
 
 
 @pytest.mark.parametrize(
