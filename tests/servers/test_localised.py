@@ -22,11 +22,6 @@ LANGUAGES = ["de_DE", "fr_FR", "es_ES", "ja_JP", "ru_RU"]
 CONNECTIONS = 2
 FULL: Verdict = ("too-many-connections", "connect")
 
-pytestmark = pytest.mark.skipif(
-    not all(Path("/usr/share/i18n/locales", language).exists() for language in LANGUAGES),
-    reason="the sources of the locales are not installed",
-)
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgreSQL]:
