@@ -70,6 +70,7 @@ SERVER: Final = (
     Text("remaining connection slots", "too-many-connections", "connect", "postinit.c"),
     Text("too many connections for", "too-many-connections", "connect", "postinit.c, miscinit.c"),
     Text("the database system is ", "disconnection", "connect", "postmaster.c"),
+    Text("terminating connection", "disconnection", None, "postgres.c ProcessInterrupts"),
     Text("no more connections allowed", "too-many-connections", "connect", "PgBouncer client.c"),
     Text("client connections exceeded", "too-many-connections", "connect", "PgBouncer client.c"),
     Text("query_wait_timeout", "too-many-connections", "connect", "PgBouncer janitor.c"),
@@ -97,7 +98,6 @@ TRANSPORT: Final = (
     Text("SSL SYSCALL error", "disconnection", None, "fe-secure-openssl.c"),
     Text("SSL connection has been closed", "disconnection", None, "fe-secure-openssl.c"),
     Text("no connection to the server", "disconnection", "execute", "fe-exec.c PQsendQueryStart"),
-    Text("terminating connection", "disconnection", None, "postgres.c ProcessInterrupts"),
     Text("connection socket closed", "disconnection", None, "psycopg waiting.py"),
     Text("the connection is lost", "disconnection", None, "psycopg generators.py"),
     Text("the connection is closed", "disconnection", "execute", "psycopg _connection_base.py"),
@@ -117,11 +117,14 @@ ERRNOS: Final[dict[int, Phase | None]] = {
 """What libpq says in the words of strerror(), which speaks the language of the process."""
 
 
-def _translated(language: str, *, full: tuple[str, ...], gone: tuple[str, ...]) -> list[Text]:
+def _translated(
+    language: str, *, full: tuple[str, ...], gone: tuple[str, ...], ended: tuple[str, ...]
+) -> list[Text]:
     source = f"PostgreSQL 15, src/backend/po/{language}.po"
     return [
         *(Text(fragment, "too-many-connections", "connect", source) for fragment in full),
         *(Text(fragment, "disconnection", "connect", source) for fragment in gone),
+        *(Text(fragment, "disconnection", None, source) for fragment in ended),
     ]
 
 
@@ -130,6 +133,7 @@ TRANSLATED: Final[tuple[Text, ...]] = (
         "de",
         full=("zu viele Verbindungen", "die verbleibenden Verbindungen sind"),
         gone=("das Datenbanksystem ",),
+        ended=("Verbindung wird abgebrochen",),
     ),
     *_translated(
         "es",
@@ -139,51 +143,61 @@ TRANSLATED: Final[tuple[Text, ...]] = (
             "conexiones restantes",
         ),
         gone=("el sistema de base",),
+        ended=("terminando la conexión",),
     ),
     *_translated(
         "fr",
         full=("trop de clients sont", "trop de connexions pour", "les emplacements de connexions"),
         gone=("le système de base",),
+        ended=("arrêt des connexions", "arrêt de la connexion"),
     ),
     *_translated(
         "it",
         full=("troppi client già connessi", "troppe connessioni", "i rimanenti slot di conn"),
         gone=("il database si sta", "il sistema di database non", "il database è in modalità"),
+        ended=("interruzione della connessione", "la connessione è stata terminata"),
     ),
     *_translated(
         "ja",
         full=("クライアント数が多すぎます", "接続が多すぎます", "残りの接続"),
         gone=("データベースシステムは",),
+        ended=("接続を終了",),
     ),
     *_translated(
         "ka",
         full=("უკვე მეტისმეტად ბევრი კლიენტია", "ბევრი კავშირი"),
         gone=("მონაცემთა ბაზის სისტემ",),
+        ended=("მიერთების შეწყვეტა",),
     ),
     *_translated(
         "ko",
         full=("접속자 수를 초과했습니다", "접속수를 초과했습니다", "남은 연결 슬롯은"),
         gone=("데이터베이스 시스템",),
+        ended=("연결을 끝냅니다", "연결을 중지"),
     ),
     *_translated(
         "ru",
         full=("слишком много клиентов", "слишком много подключений", "оставшиеся слоты"),
         gone=("система баз данных ", "система БД "),
+        ended=("закрытие подключения",),
     ),
     *_translated(
         "sv",
         full=("för många klienter", "för många uppkopplingar", "resterande anslutningsslottar"),
         gone=("databassystemet ",),
+        ended=("avslutar anslutning", "avbryter anslutning"),
     ),
     *_translated(
         "uk",
         full=("забагато клієнтів", "занадто багато підключень", "слоти підключень, які залишились"),
         gone=("система бази даних ",),
+        ended=("завершення підключення",),
     ),
     *_translated(
         "zh_CN",
         full=("已经有太多的客户", "连接太多了", "已保留的连接位置"),
         gone=("数据库系统",),
+        ended=("中断联接",),
     ),
 )
 """What `SERVER` has of PostgreSQL, as it says it under another ``lc_messages``."""

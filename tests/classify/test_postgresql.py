@@ -242,6 +242,8 @@ def test_translations(catalog):
         ("the database system is not yet accepting connections", GONE),
         ("the database system is shutting down", GONE),
         ("the database system is in recovery mode", GONE),
+        ("terminating connection due to administrator command", GONE),
+        ("terminating connection because of crash of another server process", GONE),
         ('password authentication failed for user "%s"', None),
         ('database "%s" does not exist', None),
     ]:  # fmt: skip

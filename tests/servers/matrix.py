@@ -85,10 +85,8 @@ class Seen:
         return self._cells.get(cell.stack.name, {}).get(cell.situation.name, [])
 
     def knows(self, cell: Cell, raised: str) -> bool:
-        """Whether this was raised in the cell; after a race, in any cell of the stack."""
-        if not cell.situation.is_race:
-            return raised in self.of(cell)
-        return any(raised in seen for seen in self._cells.get(cell.stack.name, {}).values())
+        """Whether this was raised in the cell before; a race may always have a new outcome."""
+        return raised in self.of(cell) or (cell.situation.is_race and bool(self.of(cell)))
 
     def add(self, cell: Cell, raised: str) -> None:
         """Something was raised."""
