@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from retrymw.classify import sql
@@ -10,13 +9,9 @@ from retrymw.classify import sql
 __all__ = ["Transaction"]
 
 
-def _starts(words: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb"(?:" + words + rb")\b", re.IGNORECASE)
-
-
-_ROLLBACK: Final = _starts(rb"ROLLBACK(?!\s+(?:WORK\s+)?TO\b)")
-_BEGIN: Final = _starts(rb"BEGIN|START\s+TRANSACTION")
-_SET: Final = _starts(rb"SET")
+_ROLLBACK: Final = sql.starts(rb"ROLLBACK(?!\s+(?:WORK\s+)?TO\b)")
+_BEGIN: Final = sql.starts(rb"BEGIN|START\s+TRANSACTION")
+_SET: Final = sql.starts(rb"SET")
 
 
 class Transaction:

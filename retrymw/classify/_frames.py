@@ -14,11 +14,12 @@ from typing import Any, Final, NamedTuple
 
 from retrymw._core.failure import Failure
 from retrymw.classify.sql import commits, reads
-from retrymw.exceptions import Phase
+from retrymw.exceptions import Kind, Phase
 
 __all__ = [
     "REGISTRY",
     "Package",
+    "Text",
     "autocommits",
     "dry_pool",
     "frames_of",
@@ -70,6 +71,18 @@ class Package(NamedTuple):
     waits: Collection[str] = ()
 
 
+class Text(NamedTuple):
+    """A piece of a message, what it means, and where it comes from.
+
+    ``phase`` is None where the traceback has to tell.
+    """
+
+    fragment: str
+    kind: Kind
+    phase: Phase | None
+    source: str
+
+
 REGISTRY: Final[dict[str, Package]] = {}
 """Every package that is known, by name. Filled by ``retrymw.classify``; the families only look."""
 
@@ -110,7 +123,7 @@ def is_of_a_socket(exc: BaseException, phase: Phase) -> bool:
     """
     if is_a(exc, "SSLCertVerificationError", "PermissionError"):
         return False
-    lost = isinstance(exc, (ConnectionError, TimeoutError, EOFError)) or is_a(exc, "TimeoutError")
+    lost = isinstance(exc, (ConnectionError, EOFError)) or is_a(exc, "TimeoutError")
     unreachable = isinstance(exc, OSError) and exc.errno in _UNREACHABLE
     return lost or unreachable or phase == "connect" or _TIMED_OUT in str(exc)
 

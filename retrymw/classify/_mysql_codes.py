@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from retrymw.classify._frames import Text
 from retrymw.exceptions import Kind, Phase
 
 __all__ = ["CODES", "TEXTS"]
@@ -20,15 +21,6 @@ class Code(NamedTuple):
     kind: Kind
     phase: Phase | None
     name: str
-
-
-class Text(NamedTuple):
-    """A piece of a message without a number, what it means, and where it comes from."""
-
-    fragment: str
-    kind: Kind
-    phase: Phase | None
-    source: str
 
 
 CODES: Final[dict[int, Code]] = {

@@ -6,6 +6,7 @@ import errno
 import os
 from typing import Final, NamedTuple
 
+from retrymw.classify._frames import Text
 from retrymw.exceptions import Kind, Phase
 
 __all__ = ["DENIED", "SERVER", "SQLSTATES", "TRANSLATED", "TRANSPORT", "meaning_of"]
@@ -37,18 +38,6 @@ SQLSTATES: Final[dict[str, State]] = {
     "40P01": State("conflict", None, "deadlock_detected"),
     "55P03": State("conflict", None, "lock_not_available"),
 }
-
-
-class Text(NamedTuple):
-    """A piece of a message, what it means, and where it comes from.
-
-    ``phase`` is None where the traceback has to tell.
-    """
-
-    fragment: str
-    kind: Kind
-    phase: Phase | None
-    source: str
 
 
 DENIED: Final = {

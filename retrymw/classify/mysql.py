@@ -105,7 +105,8 @@ def aiomysql(exc: BaseException) -> Failure | None:
 
 
 def _of_a_socket(exc: BaseException, driver: str, code: int | None = None) -> Failure | None:
-    return _told(exc, driver, code) if is_of_a_socket(exc, phase_of(exc)) else None
+    phase = phase_of(exc)
+    return _told(exc, driver, code, phase=phase) if is_of_a_socket(exc, phase) else None
 
 
 def _closed(exc: BaseException, driver: str) -> Failure:

@@ -5,20 +5,30 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["DDL", "OPAQUE", "commits", "is_commit", "reads", "statements", "without_comments"]
+__all__ = [
+    "DDL",
+    "OPAQUE",
+    "commits",
+    "is_commit",
+    "reads",
+    "starts",
+    "statements",
+    "without_comments",
+]
 
 
-def _starts(words: bytes) -> re.Pattern[bytes]:
+def starts(words: bytes) -> re.Pattern[bytes]:
+    """A pattern for statements that begin with one of these words."""
     return re.compile(rb"(?:" + words + rb")\b", re.IGNORECASE)
 
 
 _COMMENT: Final = re.compile(rb"--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/", re.DOTALL)
-_COMMIT: Final = _starts(rb"COMMIT|END|XA\s+COMMIT")
+_COMMIT: Final = starts(rb"COMMIT|END|XA\s+COMMIT")
 _AUTOCOMMIT_ON: Final = re.compile(
     rb"SET\b[^;]*\bAUTOCOMMIT\b(?!\s*:?=\s*(?:0|OFF|FALSE)\b)", re.IGNORECASE
 )
 
-DDL: Final = _starts(
+DDL: Final = starts(
     rb"ALTER|CREATE|DROP|RENAME|TRUNCATE|GRANT|REVOKE|(?:UN)?LOCK\s+TABLES?|INSTALL|UNINSTALL|FLUSH|"
     rb"RESET|ANALYZE|OPTIMIZE|REPAIR|CHECK|CACHE"
 )
@@ -32,7 +42,7 @@ OPAQUE: Final = re.compile(
 )
 """What may have a commit in it. The end of a comment is what nested ones leave over."""
 
-_READ: Final = _starts(
+_READ: Final = starts(
     rb"(?:\(\s*)*(?:SELECT|SHOW|SET(?!\s+STATEMENT)|USE|DESC|DESCRIBE|EXPLAIN(?![^;]{0,80}ANALY[SZ]E)|"
     rb"BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|VALUES|TABLE|FETCH|DECLARE|CLOSE|LISTEN|KILL|HELP)"
 )
