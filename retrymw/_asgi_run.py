@@ -11,6 +11,7 @@ import anyio
 from retrymw import _reply
 from retrymw._context import Attempt, Running
 from retrymw._core.exchange import Refuse
+from retrymw._core.policy import is_async
 from retrymw._recording import Recording
 from retrymw._settings import Settings
 from retrymw._threads import in_thread
@@ -31,6 +32,7 @@ class Run(Running):
 
     __slots__ = (
         "_asking",
+        "_committing",
         "_held",
         "_held_bytes",
         "_holds_bodies",
@@ -62,6 +64,8 @@ class Run(Running):
         self._send = send
         self.over = False
         self.endpoint = None
+        self.broken = None
+        self._committed = self._committing = False
         self.status: int | None = None
         self.released = False
         self._held: list[Message] | None = None
@@ -228,6 +232,8 @@ class Run(Running):
         held = self._held
         if self.released and held is None:
             return await self._send(message)
+        if self.broken is not None:
+            raise self.broken
         if held is None:
             self._held = held = []
         kind = message["type"]
@@ -259,11 +265,31 @@ class Run(Running):
             await self.release()
         return None
 
+    async def commit(self) -> None:
+        """Commit what the attempt leaves, once, if its response is worth it."""
+        for database in self.to_commit(self.status):
+            self._committing = True
+            try:
+                if is_async(database.commit):
+                    await database.commit(self.attempt)
+                else:
+                    await in_thread(database.commit, self.attempt)
+            except Exception as exc:
+                self._held = None  # the client is not told of what did not come about
+                self.broke(exc)
+                raise
+            finally:
+                self._committing = False
+
     async def release(self) -> None:
         """Send what is held, in its order; from here on the response passes through."""
         held = self._held
         if held is None or self.released:
             return
+        if self.settings.units and not self.over:
+            if self._committing:
+                return  # another task's message: it is sent with the rest
+            await self.commit()
         self.released = True
         if self.recording is not None:
             self.recording.stop()

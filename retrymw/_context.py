@@ -7,6 +7,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, TypeVar, overload
 
 from retrymw._core.exchange import Exchange, Sealed
@@ -33,6 +34,8 @@ class Running:
 
     __slots__ = (
         "_attempt",
+        "_committed",
+        "broken",
         "endpoint",
         "number",
         "over",
@@ -51,6 +54,8 @@ class Running:
     recording: Recording | None
     released: bool  # the client has a part of the response
     endpoint: object  # for integrations to set, where the request does not have it
+    broken: Exception | None  # what the commit of a unit of work raised
+    _committed: bool
     _attempt: Attempt | None
 
     @property
@@ -65,6 +70,25 @@ class Running:
             return "response"
         recording = self.recording
         return "recording" if recording is not None and recording.dropped else None
+
+    def to_commit(self, status: int | None) -> list[Any]:
+        """The databases to be committed before a response with this status is released.
+
+        Raises:
+            Exception: what the commit raised when it was tried before.
+        """
+        if self.broken is not None:
+            raise self.broken
+        attempt = self._attempt
+        if self._committed or attempt is None or status is None or status >= 400:
+            return []
+        self._committed = True
+        return [unit for unit in self.settings.units if unit in (attempt.resources or ())]
+
+    def broke(self, exc: Exception) -> None:
+        """The commit has failed: so has the attempt, whatever the app makes of it (G4)."""
+        self.broken = exc
+        self.attempt.saw(exc)
 
     @property
     def attempt(self) -> Attempt:
@@ -182,12 +206,21 @@ class Attempt:
         callbacks.append(callback)
         return callbacks
 
-    def saw(self, exc: BaseException) -> None:
-        """For adapters and integrations: doom this attempt if ``exc`` is a failure of ours."""
+    def saw(self, exc: BaseException, *, commits: bool = True) -> Failure | None:
+        """For adapters and integrations: doom this attempt if ``exc`` is a failure of ours.
+
+        Args:
+            exc: the exception.
+            commits: False where it is known that nothing was being committed when it struck, for
+                example because the statement was part of a transaction (G4).
+        """
         failure = classify(exc, known=self.failure)
         if failure is not None and not self.over:
+            if failure.leaves_commit_unknown and not commits:
+                failure = replace(failure, phase="execute")
             self.seen, self.failure = exc, failure
             self._exchange.doom(failure)
+        return failure
 
     def look_for_mark(self) -> None:
         """For the shells: tell the exchange the mark of the endpoint that was routed to, if any."""

@@ -17,6 +17,8 @@ _DATABASE_METHODS = ("rollback", "release", "ping")
 class Settings:
     """The policy, databases and hooks of one middleware, and how many of its requests wait.
 
+    ``units`` are those of the databases that are to be committed before a response is released.
+
     Args:
         policy: None for the default one.
         databases: what the shell rolls back, releases and pings.
@@ -38,6 +40,7 @@ class Settings:
         "hooks",
         "plain",
         "policy",
+        "units",
         "waiting",
     )
 
@@ -67,6 +70,11 @@ class Settings:
                     f"databases has {database!r}; allowed: adapters, such as "
                     "retrymw.adapters.pymysql.Database, with rollback, release and ping"
                 )
+        self.units = tuple(
+            database
+            for database in self.databases
+            if getattr(database, "commits_on_success", False)
+        )
         self.hooks = _items("hooks", hooks)
         for hook in self.hooks:
             if not callable(hook) or is_async(hook):

@@ -74,6 +74,8 @@ class Run(Running):
         self._close: Callable[[], object] | None = None
         self.over = False
         self.endpoint = None
+        self.broken = None
+        self._committed = False
         self.length: int | None = None
         self.released = False
         self.held: list[bytes] = []
@@ -243,10 +245,23 @@ class Run(Running):
 
     # What the client gets.
 
+    def commit(self) -> None:
+        """Commit what the attempt leaves, once, if its response is worth it."""
+        for database in self.to_commit(self.status):
+            try:
+                database.commit(self.attempt)
+            except Exception as exc:
+                # The client is not told of what did not come about.
+                self.status_line, self.held, self.complete = None, [], False
+                self.broke(exc)
+                raise
+
     def start(self) -> None:
         """Give the server the start, once, if there is one."""
         if self.released:
             return
+        if self.settings.units and not self.over:
+            self.commit()
         self.released = True
         self.plain = False
         if self.recording is not None:

@@ -77,8 +77,10 @@ class RetryMiddleware:
         token = running.set(run)
         try:
             result = await self.app(scope, run.receive, run.send)
+            if self._settings.units:
+                await run.commit()
         except Exception as exc:
-            error = exc
+            error = run.broken or exc
         except BaseException:
             try:
                 await _undo(run)
@@ -141,7 +143,7 @@ class RetryMiddleware:
                 try:
                     result = await _Within(context, self._run_app(run))
                 except Exception as exc:
-                    error = exc
+                    error = run.broken or exc
                 except BaseException:
                     await self._undo_or_abandon(run)
                     self._abandon(run)
@@ -179,7 +181,10 @@ class RetryMiddleware:
             self._tell(run)
 
     async def _run_app(self, run: Run) -> Any:
-        return await self.app(run.request, run.receive, run.send)
+        result = await self.app(run.request, run.receive, run.send)
+        if self._settings.units:
+            await run.commit()
+        return result
 
     async def _wait(self, run: Run, command: Replay, receive: Receive) -> Command:
         """Wait for the next attempt, listening for the client's leaving (G6); what to do then."""
@@ -224,7 +229,7 @@ class _Within:
     def __await__(self) -> Generator[Any, Any, Any]:
         step: Callable[[Any], Any] = self._coroutine.send
         value: Any = None
-        awaited: Any = None
+        awaited = traceback = None
         try:
             while True:
                 try:
@@ -235,10 +240,12 @@ class _Within:
                     value = yield awaited
                     step = self._coroutine.send
                 except BaseException as exc:  # handed on, not handled
-                    value, step = exc, self._coroutine.throw
+                    # Without this frame: classify goes by whose frame is the last.
+                    traceback = exc.__traceback__ and exc.__traceback__.tb_next
+                    value, step = exc.with_traceback(traceback), self._coroutine.throw
         finally:
             # Or an exception that was thrown in, and has this frame in its traceback, is a cycle.
-            value = awaited = None
+            value = awaited = traceback = None
 
 
 async def _release(run: Run) -> None:

@@ -85,8 +85,10 @@ class RetryMiddleware:
                 start_response(run.status_line or "", run.headers)
                 return result
             run.take(result)
+            if self._settings.units:
+                run.commit()
         except Exception as exc:
-            error = exc
+            error = run.broken or exc
         except BaseException:
             self._fail(run)
             raise
@@ -128,7 +130,7 @@ class RetryMiddleware:
                 try:
                     run.call(self._run_app, run)
                 except Exception as exc:
-                    error = exc
+                    error = run.broken or exc
                 except BaseException:
                     self._fail(run)
                     raise
@@ -139,6 +141,8 @@ class RetryMiddleware:
     def _run_app(self, run: Run) -> None:
         running.set(run)
         run.take(self.app(run.request, run.start_response))
+        if self._settings.units:
+            run.commit()
 
     def _ended(self, run: Run, error: BaseException | None) -> Command:
         """What to do; a replay takes its place among those that wait at once."""

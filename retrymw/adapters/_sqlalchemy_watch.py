@@ -15,15 +15,16 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, RootTransaction, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import PendingRollbackError, TimeoutError
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from retrymw._context import current_attempt
 from retrymw.adapters._statements import Transaction
+from retrymw.adapters._undo import Wire
 from retrymw.classify import classify
 from retrymw.classify._frames import autocommits
 
-__all__ = ["is_busy", "watch"]
+__all__ = ["cut", "is_busy", "watch"]
 
 _KEY: Final = "retrymw"
 _DDL_IS_TRANSACTIONAL: Final = ("postgresql", "sqlite")
@@ -57,13 +58,21 @@ def is_busy(pooled: Any) -> bool:
     return _KEY in pooled.info and pooled.info[_KEY].busy > 0
 
 
+def cut(pooled: Any) -> None:
+    """End what a thread waits for on this connection of a pool, where the driver has a socket."""
+    if _KEY in pooled.info:
+        pooled.info[_KEY].wire.cut()
+
+
 class _Work:
-    """What a DBAPI connection is at."""
+    """What a DBAPI connection is at, and whether what was sent last was to commit."""
 
-    __slots__ = ("busy", "transaction")
+    __slots__ = ("busy", "committing", "transaction", "wire")
 
-    def __init__(self, dialect: Any) -> None:
+    def __init__(self, dialect: Any, connection: Any = None) -> None:
         self.busy = 0
+        self.committing = True
+        self.wire = Wire(connection)
         self.transaction = Transaction(ddl_commits=dialect.name not in _DDL_IS_TRANSACTIONAL)
 
 
@@ -96,10 +105,18 @@ def _seen(context: ExceptionContext) -> None:
         context.is_disconnect = True  # throw it away, where SQLAlchemy itself would not
     attempt = current_attempt(None)
     if attempt is not None:
-        attempt.saw(exc)
+        attempt.saw(exc, commits=_was_committing(connection))
         transaction = None if connection is None else connection.get_transaction()
         if transaction is not None:
             _failed.add(transaction)
+
+
+def _was_committing(connection: Connection | None) -> bool:
+    """Whether a COMMIT may have been under way; unless it is known that none was, it may."""
+    if connection is None or connection.closed or connection.invalidated:
+        return True
+    work = connection.connection.info.get(_KEY)
+    return work is None or bool(work.committing)
 
 
 _LISTENERS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
@@ -138,7 +155,7 @@ def _wrap(engine: Any) -> None:
 def _connect(connect: Callable[[], Any]) -> Any:
     try:
         return connect()
-    except TimeoutError as exc:  # there is no event for a pool that has run dry
+    except Exception as exc:  # there is no event for a dry pool, nor for asyncpg's OSErrors
         attempt = current_attempt(None)
         if attempt is not None:
             attempt.saw(exc)
@@ -198,6 +215,7 @@ def _tracked(
     if attempt is not None:
         attempt.commit_sent()
     work.busy += 1
+    work.committing = commits
     try:
         send()
     except Exception as exc:
@@ -212,7 +230,9 @@ def _tracked(
 
 def _work(dialect: Any, pooled: Any) -> _Work:
     try:
-        work: _Work = pooled.info.get(_KEY) or pooled.info.setdefault(_KEY, _Work(dialect))
+        work: _Work = pooled.info.get(_KEY) or pooled.info.setdefault(
+            _KEY, _Work(dialect, pooled.dbapi_connection)
+        )
     except NotImplementedError:  # the dialect's own look at the server, when it first connects
         work = _Work(dialect)
     return work

@@ -50,6 +50,21 @@ class Transaction:
             elif not sql.reads(text) and (self._explicit or not autocommit):
                 self._work = True
 
+    def refused(self, statement: bytes) -> bool:
+        """Whether something may have been made durable by a ``statement`` that the server refused.
+
+        DDL commits what went before it all the same; of several statements some were carried out.
+        """
+        text, *more = sql.statements(sql.without_comments(statement))
+        if more or sql.OPAQUE.match(text):
+            return True
+        return self._work and self._may_commit(text)
+
+    @staticmethod
+    def undoes(statement: bytes) -> bool:
+        """Whether ``statement`` ends the transaction without committing anything."""
+        return bool(_ROLLBACK.match(sql.without_comments(statement)))
+
     def _may_commit(self, text: bytes) -> bool:
         ddl = self._ddl_commits and sql.DDL.match(text)
         return bool(ddl or sql.OPAQUE.match(text))

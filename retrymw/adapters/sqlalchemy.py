@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, event, select
@@ -15,13 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from retrymw._context import Attempt, current_attempt
-from retrymw.adapters._sqlalchemy_watch import is_busy, watch
+from retrymw.adapters._loans import Commit, check_commit
+from retrymw.adapters._sqlalchemy_watch import cut, is_busy, watch
+from retrymw.adapters._undo import cut_after
 
 __all__ = ["AsyncDatabase", "Database", "watch"]
 
 S = TypeVar("S")
 
-_UNDO_SECONDS: Final = 2.0
 _CONNECTIONS: Final = "retrymw"
 
 
@@ -37,12 +35,17 @@ class Database:
     Args:
         engine: as from ``create_engine``.
         session: what makes the sessions, if they are to be other than ``sessionmaker(engine)``.
+        commit: ``"on-success"`` to have the middleware commit what an attempt leaves, before the
+            first byte of a response below 400. None leaves it to you.
 
     Raises:
-        TypeError: an argument is none of these.
+        TypeError, ValueError: an argument is none of these.
     """
 
-    def __init__(self, engine: Engine, *, session: sessionmaker[Any] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, *, session: sessionmaker[Any] | None = None, commit: Commit = None
+    ) -> None:
+        self.commits_on_success: bool = check_commit(commit)
         _check("Database", "an Engine", engine, Engine)
         self._engine = engine
         self._make = sessionmaker(engine) if session is None else session
@@ -65,6 +68,12 @@ class Database:
                 yield session
         else:
             yield _of_attempt(attempt, self, self._make)
+
+    def commit(self, attempt: Attempt) -> None:
+        """Commit the attempt's transaction, if it has begun one."""
+        session = (attempt.resources or {}).get(self)
+        if session is not None and session.in_transaction():
+            session.commit()
 
     def rollback(self, attempt: Attempt) -> None:
         """Undo the attempt's transaction, within two seconds."""
@@ -91,14 +100,20 @@ class AsyncDatabase:
         engine: as from ``create_async_engine``.
         session: what makes the sessions, if they are to be other than
             ``async_sessionmaker(engine)``.
+        commit: as for :class:`Database`.
 
     Raises:
-        TypeError: an argument is none of these.
+        TypeError, ValueError: an argument is none of these.
     """
 
     def __init__(
-        self, engine: AsyncEngine, *, session: async_sessionmaker[Any] | None = None
+        self,
+        engine: AsyncEngine,
+        *,
+        session: async_sessionmaker[Any] | None = None,
+        commit: Commit = None,
     ) -> None:
+        self.commits_on_success: bool = check_commit(commit)
         _check("AsyncDatabase", "an AsyncEngine", engine, AsyncEngine)
         self._engine = engine
         self._make = async_sessionmaker(engine) if session is None else session
@@ -121,6 +136,12 @@ class AsyncDatabase:
                 yield session
         else:
             yield _of_attempt(attempt, self, self._make)
+
+    async def commit(self, attempt: Attempt) -> None:
+        """Commit the attempt's transaction, if it has begun one."""
+        session = (attempt.resources or {}).get(self)
+        if session is not None and session.in_transaction():
+            await session.commit()
 
     async def rollback(self, attempt: Attempt) -> None:
         """Undo the attempt's transaction; the middleware gives up after five seconds."""
@@ -178,28 +199,17 @@ def _end(session: Session, finish: Callable[[], None], *, hurry: bool) -> None:
     ]
     pooled = [connection.connection for connection in connections]
     if any(is_busy(connection) for connection in pooled):
-        _cut(pooled)
+        for connection in pooled:
+            cut(connection)
         session.invalidate()
         return
-    timer = threading.Timer(_UNDO_SECONDS, _cut, (pooled,)) if hurry and pooled else None
-    if timer is not None:
-        timer.start()
-    try:
-        finish()
-    except Exception:
-        for connection in connections:
-            connection.invalidate()
-        raise
-    finally:
-        if timer is not None:
-            timer.cancel()
-
-
-def _cut(connections: list[Any]) -> None:
-    """End what the drivers wait for, where they have a socket to be asked for."""
-    for pooled in connections:
-        with suppress(Exception):  # it is closed already, or has none
-            connection = pooled.dbapi_connection
-            owner = getattr(connection, "_sock", None) or connection  # PyMySQL's
-            with socket.socket(fileno=os.dup(owner.fileno())) as end:
-                end.shutdown(socket.SHUT_RDWR)
+    with ExitStack() as bounds:
+        if hurry:
+            for connection in pooled:
+                bounds.enter_context(cut_after(connection.dbapi_connection))
+        try:
+            finish()
+        except Exception:
+            for connection in connections:
+                connection.invalidate()
+            raise

@@ -19,17 +19,21 @@ def sqlalchemy(exc: BaseException) -> Failure | None:
 
     ``TimeoutError`` is the pool's: it had no connection left. ``PendingRollbackError`` comes of an
     earlier failure that the app took no notice of: of a lost connection, be it in a COMMIT, if it
-    was raised where that is to be replaced.
+    was raised where that is to be replaced. ``ResourceClosedError`` in the midst of a connect is
+    all that is left of an engine's first connection that was lost while the server was looked over.
     """
     name, module = type(exc).__name__, type(exc).__module__
     if module != "sqlalchemy.exc":
         return None
     if name == "TimeoutError":
         return Failure("too-many-connections", "connect", exc, driver="sqlalchemy")
-    if name == "PendingRollbackError" and "_revalidate_connection" in {
-        frame.f_code.co_name for frame in frames_of(exc)
-    }:
+    if name not in ("PendingRollbackError", "ResourceClosedError"):
+        return None
+    functions = {frame.f_code.co_name for frame in frames_of(exc)}
+    if name == "PendingRollbackError" and "_revalidate_connection" in functions:
         return Failure("disconnection", "unknown", exc, "8s2b", "sqlalchemy")
+    if name == "ResourceClosedError" and "first_connect" in functions:
+        return Failure("disconnection", "connect", exc, driver="sqlalchemy")
     return None
 
 

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from retrymw.testing.proxy import FaultProxy
 
-__all__ = ["FaultProxy"]
+if TYPE_CHECKING:
+    from retrymw.testing.conformance import AdapterConformance
+
+__all__ = ["AdapterConformance", "FaultProxy"]
+
+
+def __getattr__(name: str) -> Any:
+    """The conformance suite needs pytest, anyio and httpx, which the rest of this does not."""
+    if name == "AdapterConformance":
+        from retrymw.testing.conformance import AdapterConformance
+
+        return AdapterConformance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

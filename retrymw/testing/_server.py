@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -174,11 +175,14 @@ class Server(ABC):
         """Return how many clients are connected, without the helpers' own connections."""
         return len(self._clients())
 
-    def kill_connections(self) -> None:
-        """End the connection of every client, and wait until they are gone."""
-        if doomed := self._clients():
-            self._end(doomed)
-            self._wait_without(doomed)
+    def kill_connections(self, most: int | None = None) -> None:
+        """End the connections of all clients, or of `most` at random; wait until they are gone."""
+        clients = self._clients()
+        if most is not None:
+            clients = set(random.sample(sorted(clients), min(most, len(clients))))
+        if clients:
+            self._end(clients)
+            self._wait_without(clients)
 
     @contextmanager
     def fill(self) -> Iterator[int]:

@@ -25,7 +25,12 @@ from starlette.routing import Route
 from retrymw import RetryPolicy, current_attempt, idempotent, rollback_safe
 from retrymw.adapters.pymysql import Connection, Database
 from retrymw.asgi import RetryMiddleware
-from retrymw.testing import FaultProxy
+from retrymw.testing import AdapterConformance, FaultProxy
+from retrymw.testing.conformance import (
+    AccountingConformance,
+    Subject,
+    UnitOfWorkConformance,
+)
 from retrymw.testing.servers import MariaDB
 from retrymw.typing import Report
 
@@ -714,3 +719,60 @@ def test_thread_in_a_statement_does_not_delay_the_end(database: Database) -> Non
         request(endpoint, database)
     threads[0].join(10)
     assert monotonic() - start < 9
+
+
+class OnMariaDB:
+    """The adapter, with a pool."""
+
+    @pytest.fixture(autouse=True)
+    def things(self) -> None:
+        """The suite has a table of its own."""
+
+    @pytest.fixture
+    def server(self, mariadb: MariaDB) -> MariaDB:
+        return mariadb
+
+    @pytest.fixture
+    def subject(self, server: MariaDB, proxy: FaultProxy, size: int) -> Iterator[Subject]:
+        arguments = server.connect_args(host=proxy.host, port=proxy.port)
+        pools: list[QueuePool] = []
+
+        def pool(connect: Callable[[], Any]) -> QueuePool:
+            pools.append(QueuePool(connect, pool_size=size, max_overflow=0, timeout=0.2))
+            return pools[-1]
+
+        def subject(**options: Any) -> Subject:
+            database = Database(
+                pool=pool, ssl_disabled=True, read_timeout=5, **arguments, **options
+            )
+
+            def execute(sql: str) -> Any:
+                with database.connection() as connection, connection.cursor() as cursor:
+                    cursor.execute(sql)
+                    return cursor.fetchall()
+
+            def call(name: str) -> None:
+                with database.connection() as connection:
+                    getattr(connection, name)()
+
+            return Subject(
+                database,
+                execute,
+                commit=lambda: call("commit"),
+                rollback=lambda: call("rollback"),
+                in_use=lambda: int(database._pool.checkedout()),
+            )
+
+        made = subject()
+        made.unit = subject(commit="on-success")
+        yield made
+        for each in (made, made.unit):
+            each.database._pool.dispose()
+
+
+class TestConformance(OnMariaDB, AdapterConformance, UnitOfWorkConformance):
+    """The conformance suite."""
+
+
+class TestAccounting(OnMariaDB, AccountingConformance):
+    """Every order is accounted for."""

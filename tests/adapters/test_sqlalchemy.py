@@ -15,6 +15,7 @@ import anyio.to_thread
 import httpx
 import pytest
 import tenacity
+from anyio.from_thread import BlockingPortal
 from sqlalchemy import Engine, String, create_engine, event, exc, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -27,7 +28,12 @@ from retrymw import RetryPolicy, current_attempt, idempotent, rollback_safe
 from retrymw.adapters import _sqlalchemy_watch
 from retrymw.adapters.sqlalchemy import AsyncDatabase, Database, watch
 from retrymw.asgi import RetryMiddleware
-from retrymw.testing import FaultProxy
+from retrymw.testing import AdapterConformance, FaultProxy
+from retrymw.testing.conformance import (
+    AccountingConformance,
+    Subject,
+    UnitOfWorkConformance,
+)
 from retrymw.testing.servers import MariaDB, PostgreSQL
 from retrymw.typing import Report
 
@@ -66,6 +72,8 @@ CONFLICT = """
 CREATE FUNCTION app.conflict() RETURNS void AS
 $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$ LANGUAGE plpgsql
 """
+
+CONFORMING_DRIVERS = [PYMYSQL, "mysql+mysqldb", PSYCOPG, "postgresql+psycopg2"]
 
 every_driver = pytest.mark.parametrize("driver", DRIVERS)
 every_async_driver = pytest.mark.parametrize("driver", ASYNC_DRIVERS)
@@ -1119,3 +1127,113 @@ def test_async_task_in_a_statement(run: Callable[..., httpx.Response], kind: str
     tasks: list[asyncio.Task[None]] = []
     assert outcome(run(make)) == (200, None)
     assert monotonic() - start < 4
+
+
+# The conformance suite.
+
+
+class OnServer:
+    """What the classes below have in common."""
+
+    @pytest.fixture
+    def server(self, kind: str, request: pytest.FixtureRequest) -> Server:
+        """The driver's server; the suite has a table of its own."""
+        server: Server = request.getfixturevalue(kind)
+        return server
+
+    @pytest.fixture
+    def proxy(self, server: Server) -> Iterator[FaultProxy]:
+        """The suite's own."""
+        with FaultProxy((server.host, server.port), server.protocol) as proxy:
+            yield proxy
+
+
+class Sync(OnServer):
+    """A request session."""
+
+    @pytest.fixture
+    def subject(self, make_engine: Make, size: int) -> Subject:
+        engine = make_engine(pool_size=size)
+
+        def subject(**options: Any) -> Subject:
+            database = Database(engine, **options)
+
+            def execute(sql: str) -> Any:
+                with database.session() as session:
+                    result = session.execute(text(sql))
+                    return result.all() if result.returns_rows else []
+
+            def call(name: str) -> None:
+                with database.session() as session:
+                    getattr(session, name)()
+
+            return Subject(
+                database,
+                execute,
+                commit=lambda: call("commit"),
+                rollback=lambda: call("rollback"),
+                in_use=engine.pool.checkedout,
+            )
+
+        made = subject()
+        made.unit = subject(commit="on-success")
+        return made
+
+
+class Async(OnServer):
+    """An async request session."""
+
+    shells = ("asgi",)
+
+    @pytest.fixture
+    def subject(
+        self, driver: str, url: str, portal: BlockingPortal, size: int
+    ) -> Iterator[Subject]:
+        engine = create_async_engine(
+            url, pool_size=size, max_overflow=0, pool_timeout=0.2, **OPTIONS.get(driver, {})
+        )
+
+        def subject(**options: Any) -> Subject:
+            database = AsyncDatabase(engine, **options)
+
+            async def execute(sql: str) -> Any:
+                async with database.session() as session:
+                    result = await session.execute(text(sql))
+                    return result.all() if result.returns_rows else []
+
+            async def call(name: str) -> None:
+                async with database.session() as session:
+                    await getattr(session, name)()
+
+            return Subject(
+                database,
+                execute,
+                commit=lambda: call("commit"),
+                rollback=lambda: call("rollback"),
+                in_use=engine.pool.checkedout,
+            )
+
+        made = subject()
+        made.unit = subject(commit="on-success")
+        yield made
+        portal.call(engine.dispose)
+
+
+@pytest.mark.parametrize("driver", CONFORMING_DRIVERS)
+class TestConformance(Sync, AdapterConformance, UnitOfWorkConformance):
+    """The conformance suite, on the drivers that can be cut short."""
+
+
+@every_async_driver
+class TestAsyncConformance(Async, AdapterConformance, UnitOfWorkConformance):
+    """The conformance suite, on all async drivers."""
+
+
+@pytest.mark.parametrize("driver", CONFORMING_DRIVERS)
+class TestAccounting(Sync, AccountingConformance):
+    """Every order is accounted for."""
+
+
+@every_async_driver
+class TestAsyncAccounting(Async, AccountingConformance):
+    """Every order is accounted for."""

@@ -148,6 +148,15 @@ def test_sqlalchemy_used_again_after_an_answer():
     assert verdict(passed_through(again, (CONNECTION, "_execute_context", {}))) is None
 
 
+def test_sqlalchemy_loses_its_first_connection():
+    """SQLAlchemy says "closed" of a connection that is lost while it looks the server over."""
+    closed = sqlalchemy.exc.ResourceClosedError("This Connection is closed")
+    exc = passed_through(closed, ("sqlalchemy.engine.create", "first_connect", {}))
+    assert verdict(exc) == ("disconnection", "connect")
+    closed = sqlalchemy.exc.ResourceClosedError("This Connection is closed")
+    assert verdict(passed_through(closed, (CONNECTION, "_execute_context", {}))) is None
+
+
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [
