@@ -19,7 +19,7 @@ from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from retrymw._context import current_attempt
-from retrymw.adapters._statements import Transaction
+from retrymw.adapters._statements import Transaction, look
 from retrymw.adapters._undo import Wire
 from retrymw.classify import classify
 from retrymw.classify._frames import autocommits
@@ -27,6 +27,8 @@ from retrymw.classify._frames import autocommits
 __all__ = ["cut", "is_busy", "watch"]
 
 _KEY: Final = "retrymw"
+_COMMIT: Final = look(b"COMMIT")
+_ROLLBACK: Final = look(b"ROLLBACK")
 _DDL_IS_TRANSACTIONAL: Final = ("postgresql", "sqlite")
 
 _making: Final = threading.Lock()
@@ -171,7 +173,7 @@ def _execute(
     _refuse(context.root_connection)  # exec_driver_sql() has no event before this
     pooled = context.root_connection.connection
     transaction = _work(dialect, pooled).transaction
-    text = statement.encode(errors="replace")
+    text = look(statement.encode(errors="replace"))
     autocommit = _autocommits(dialect, context.root_connection, pooled)
     commits = transaction.commits(text, autocommit=autocommit)
     many = context.executemany
@@ -189,9 +191,9 @@ def _execute(
 
 def _commit(dialect: Any, send: Callable[[Any], None], pooled: Any) -> None:
     transaction = _work(dialect, pooled).transaction
-    commits = transaction.commits(b"COMMIT", autocommit=False)
+    commits = transaction.commits(_COMMIT, autocommit=False)
     _tracked(dialect, pooled, commits, lambda: send(pooled))
-    transaction.answered(b"COMMIT", autocommit=False)
+    transaction.answered(_COMMIT, autocommit=False)
 
 
 def _commit_twophase(
@@ -199,12 +201,12 @@ def _commit_twophase(
 ) -> None:
     pooled = connection.connection
     _tracked(dialect, pooled, True, lambda: send(connection, *args, **kwargs))
-    _work(dialect, pooled).transaction.answered(b"COMMIT", autocommit=False)
+    _work(dialect, pooled).transaction.answered(_COMMIT, autocommit=False)
 
 
 def _rollback(dialect: Any, send: Callable[[Any], None], pooled: Any) -> None:
     send(pooled)
-    _work(dialect, pooled).transaction.answered(b"ROLLBACK", autocommit=False)
+    _work(dialect, pooled).transaction.answered(_ROLLBACK, autocommit=False)
 
 
 def _tracked(

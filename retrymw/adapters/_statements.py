@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import Final
 
 from retrymw.classify import sql
 
-__all__ = ["Transaction"]
+__all__ = ["COMMIT", "ROLL_BACK", "Transaction", "look"]
 
 
 _ROLLBACK: Final = sql.starts(rb"ROLLBACK(?!\s+(?:WORK\s+)?TO\b)")
 _BEGIN: Final = sql.starts(rb"BEGIN|START\s+TRANSACTION")
 _SET: Final = sql.starts(rb"SET")
+_WRITE: Final = re.compile(rb"\s*(?:INSERT|UPDATE|DELETE|REPLACE)\s", re.IGNORECASE)
+_REMEMBERED_BYTES: Final = 512
+
+
+# What one statement does, in bits; none of them: it writes. An IntFlag takes 1 µs each time.
+READ: Final = 1
+BEGIN: Final = 2
+ROLL_BACK: Final = 4
+COMMIT: Final = 8
+SET: Final = 16
+DDL: Final = 32
+OPAQUE: Final = 64
+
+_NOTHING_ELSE: Final = (0,)
+
+
+def look(statement: bytes) -> tuple[int, ...]:
+    """What the statements in this text do, one after the other."""
+    if b";" not in statement and b"*/" not in statement and _WRITE.match(statement):
+        return _NOTHING_ELSE  # most of those that have values in them, so that each is another one
+    if len(statement) > _REMEMBERED_BYTES:
+        return _look(statement)
+    return _remembered(statement)
+
+
+def _look(statement: bytes) -> tuple[int, ...]:
+    parts = sql.statements(sql.without_comments(statement))
+    return tuple(_look_at(sql.without_comments(part)) for part in parts)
+
+
+_remembered: Final = lru_cache(maxsize=1024)(_look)
+
+
+def _look_at(text: bytes) -> int:
+    does = READ if sql.reads(text) else 0
+    for pattern, what in (
+        (_BEGIN, BEGIN),
+        (_ROLLBACK, ROLL_BACK),
+        (_SET, SET),
+        (sql.DDL, DDL),
+        (sql.OPAQUE, OPAQUE),
+    ):
+        if pattern.match(text):
+            does |= what
+    return does | COMMIT if sql.is_commit(text) else does
 
 
 class Transaction:
@@ -23,48 +70,36 @@ class Transaction:
         ddl_commits: whether ``CREATE TABLE`` and the like commit, as in MariaDB and MySQL.
     """
 
-    __slots__ = ("_ddl_commits", "_explicit", "_work")
+    __slots__ = ("_explicit", "_may_commit", "_work")
 
     def __init__(self, *, ddl_commits: bool = True) -> None:
-        self._ddl_commits = ddl_commits
+        self._may_commit = OPAQUE | DDL if ddl_commits else OPAQUE
         self._work = False
         self._explicit = False
 
-    def commits(self, statement: bytes, *, autocommit: bool) -> bool:
+    def commits(self, statement: tuple[int, ...], *, autocommit: bool) -> bool:
         """Whether ``statement`` makes work durable when the server answers it."""
-        text, *more = sql.statements(sql.without_comments(statement))
-        if more or self._may_commit(text):
+        if len(statement) > 1 or statement[0] & self._may_commit:
             return True
-        if _BEGIN.match(text) or _SET.match(text) or sql.is_commit(text):
+        if statement[0] & (BEGIN | SET | COMMIT):
             return self._work  # SET may be SET autocommit=1, which commits
-        return autocommit and not self._explicit and not sql.reads(text)
+        return autocommit and not self._explicit and not statement[0] & READ
 
-    def answered(self, statement: bytes, *, autocommit: bool) -> None:
+    def answered(self, statement: tuple[int, ...], *, autocommit: bool) -> None:
         """The server carried ``statement`` out."""
-        for part in sql.statements(sql.without_comments(statement)):
-            text = sql.without_comments(part)
-            if _BEGIN.match(text):
+        for does in statement:
+            if does & BEGIN:
                 self._explicit, self._work = True, False
-            elif _ROLLBACK.match(text) or sql.is_commit(text) or self._may_commit(text):
+            elif does & (ROLL_BACK | COMMIT | self._may_commit):
                 self._explicit = self._work = False
-            elif not sql.reads(text) and (self._explicit or not autocommit):
+            elif not does & READ and (self._explicit or not autocommit):
                 self._work = True
 
-    def refused(self, statement: bytes) -> bool:
+    def refused(self, statement: tuple[int, ...]) -> bool:
         """Whether something may have been made durable by a ``statement`` that the server refused.
 
         DDL commits what went before it all the same; of several statements some were carried out.
         """
-        text, *more = sql.statements(sql.without_comments(statement))
-        if more or sql.OPAQUE.match(text):
+        if len(statement) > 1 or statement[0] & OPAQUE:
             return True
-        return self._work and self._may_commit(text)
-
-    @staticmethod
-    def undoes(statement: bytes) -> bool:
-        """Whether ``statement`` ends the transaction without committing anything."""
-        return bool(_ROLLBACK.match(sql.without_comments(statement)))
-
-    def _may_commit(self, text: bytes) -> bool:
-        ddl = self._ddl_commits and sql.DDL.match(text)
-        return bool(ddl or sql.OPAQUE.match(text))
+        return self._work and bool(statement[0] & self._may_commit)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from retrymw._context import Attempt
-from retrymw.adapters._statements import Transaction
+from retrymw.adapters._statements import ROLL_BACK, Transaction, look
 
 __all__ = ["Tracker"]
 
@@ -65,9 +65,11 @@ class Tracker:
         if attempt is None:
             yield
             return
-        if self._failed is not None and not transaction.undoes(statement):
+        what = look(statement)
+        undoes = what[0] & ROLL_BACK
+        if self._failed is not None and not undoes:
             raise self._failed
-        commits = transaction.commits(statement, autocommit=autocommit)
+        commits = transaction.commits(what, autocommit=autocommit)
         if commits:
             attempt.commit_sent()
         self.busy += 1
@@ -77,17 +79,17 @@ class Tracker:
             if not self._is_answer(attempt, exc, commits=commits):
                 self.lost = True
             elif commits:
-                attempt.commit_answered(committed=many or transaction.refused(statement))
+                attempt.commit_answered(committed=many or transaction.refused(what))
             if many:  # some of them may have been carried out
-                transaction.answered(statement, autocommit=autocommit)
+                transaction.answered(what, autocommit=autocommit)
             raise
         finally:
             self.busy -= 1
         if commits:
             attempt.commit_answered(committed=True)
-        if transaction.undoes(statement):
+        if undoes:
             self._failed = None
-        transaction.answered(statement, autocommit=autocommit)
+        transaction.answered(what, autocommit=autocommit)
 
     def _is_answer(self, attempt: Attempt, exc: BaseException, *, commits: bool) -> bool:
         if not isinstance(exc, Exception):

@@ -64,10 +64,11 @@ def classify(exc: BaseException, *, known: Failure | None = None) -> Failure | N
     hidden: list[Failure] = []
     links, complete = _chain(exc)
     for link, suppressed in links:
-        if known is not None and known.exception is link:
-            failure: Failure | None = known
-        else:
-            failure = _classify_alone(link)
+        failure = _classify_alone(link)
+        # A layer may answer for the driver's exception, as Storm's classifier does.
+        answered = link if failure is None else failure.exception
+        if known is not None and (known.exception is link or known.exception is answered):
+            failure = known
         # A layer may have answered for the driver's exception already, with a phase of its own.
         if failure is not None and all(failure.exception is not f.exception for f in failures):
             (hidden if suppressed else failures).append(failure)

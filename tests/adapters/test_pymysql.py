@@ -6,7 +6,7 @@ import contextvars
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from retrymw import RetryPolicy, current_attempt, idempotent, rollback_safe
+from retrymw import RetryPolicy, current_attempt, rollback_safe
 from retrymw.adapters.pymysql import Connection, Database
 from retrymw.asgi import RetryMiddleware
 from retrymw.testing import AdapterConformance, FaultProxy
@@ -32,7 +32,6 @@ from retrymw.testing.conformance import (
     UnitOfWorkConformance,
 )
 from retrymw.testing.servers import MariaDB
-from retrymw.typing import Report
 
 Endpoint = Callable[[Request], Any]
 Open = Callable[..., Database]
@@ -98,171 +97,6 @@ def once(action: Callable[[], object]) -> Callable[[], None]:
             action()
 
     return act
-
-
-def test_one_connection_for_the_whole_attempt(database: Database) -> None:
-    """Async code, its worker threads and its tasks all see the attempt's one connection."""
-    seen: list[int] = []
-
-    def use() -> None:
-        with database.connection() as connection:
-            seen.append(connection.thread_id())
-
-    async def endpoint(request: Request) -> Response:
-        use()
-        await anyio.to_thread.run_sync(use)
-        async with anyio.create_task_group() as group:
-            group.start_soon(anyio.to_thread.run_sync, use)
-        return PlainTextResponse("")
-
-    assert request(endpoint, database).status_code == 200
-    assert len(seen) == 3
-    assert len(set(seen)) == 1
-
-
-def test_opened_on_first_use(database: Database, mariadb_proxy: FaultProxy) -> None:
-    """A request that does not use the database opens no connection."""
-    assert request(lambda _: PlainTextResponse(""), database).status_code == 200
-    assert mariadb_proxy.accepted == 0
-
-
-def test_each_attempt_has_its_own(database: Database, mariadb_proxy: FaultProxy) -> None:
-    """A replay gets a new connection."""
-    seen = []
-    cut = once(lambda: mariadb_proxy.cut("reset", at=1))
-
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            seen.append(connection)
-            cut()
-            connection.cursor().execute("SELECT 1")
-        return PlainTextResponse("")
-
-    assert outcome(request(endpoint, database)) == (200, "recovered")
-    assert len({id(connection) for connection in seen}) == 2
-
-
-def test_given_back_before_the_wait(database: Database, mariadb_proxy: FaultProxy) -> None:
-    """G8: when the hooks are told, which is before the wait, the connection is gone."""
-    open_then = []
-
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            if current_attempt().number == 1:
-                # A conflict leaves the connection alive, so only we can give it back.
-                connection.cursor().execute("SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213")
-        return PlainTextResponse("")
-
-    def note(report: Report) -> None:
-        if report.outcome is None:
-            mariadb_proxy.wait_for_connections(0)
-            open_then.append(mariadb_proxy.connections)
-
-    assert outcome(request(endpoint, database, hooks=[note])) == (200, "recovered")
-    assert open_then == [0]
-
-
-def test_rolled_back_before_the_wait(database: Database, things: Callable[[], list[str]]) -> None:
-    """G1: what a failed attempt has written is undone before the next one starts."""
-    stored_then = []
-
-    @rollback_safe
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            insert(connection, f"attempt {current_attempt().number}")
-            if current_attempt().number == 1:
-                connection.cursor().execute("SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213")
-            connection.commit()
-        return PlainTextResponse("")
-
-    response = request(
-        endpoint, database, method="POST", hooks=[lambda report: stored_then.append(things())]
-    )
-    assert outcome(response) == (200, "recovered")
-    assert stored_then[0] == []
-    assert things() == ["attempt 2"]
-
-
-def test_uncommitted_work_is_undone(
-    database: Database, mariadb_proxy: FaultProxy, things: Callable[[], list[str]]
-) -> None:
-    """Commit is the app's call: what it did not commit is gone, and the connection is closed."""
-
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            insert(connection, "forgotten")
-        return PlainTextResponse("")
-
-    assert request(endpoint, database).status_code == 200
-    mariadb_proxy.wait_for_connections(0)
-    assert things() == []
-
-
-def test_error_of_the_app(
-    database: Database, mariadb_proxy: FaultProxy, things: Callable[[], list[str]]
-) -> None:
-    """G1, G5: an exception that is not ours passes, and the transaction is undone all the same."""
-
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            insert(connection, "half")
-        raise LookupError("a bug")
-
-    with pytest.raises(LookupError, match="a bug"):
-        request(endpoint, database)
-    mariadb_proxy.wait_for_connections(0)
-    assert things() == []
-
-
-@pytest.mark.parametrize("status", [500, 503])
-def test_squashed_failure_is_replayed(
-    database: Database, mariadb_proxy: FaultProxy, status: int
-) -> None:
-    """A failure that the app turns into a 5xx is seen by the adapter, and the request replayed."""
-    cut = once(lambda: mariadb_proxy.cut("reset", at=1))
-
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            cut()
-            try:
-                connection.cursor().execute("SELECT 1")
-            except pymysql.Error:
-                return PlainTextResponse("sorry", status)
-        return PlainTextResponse("fine")
-
-    response = request(endpoint, database)
-    assert (response.text, *outcome(response)) == ("fine", 200, "recovered")
-
-
-def test_handled_failure_is_sent(database: Database, mariadb_proxy: FaultProxy) -> None:
-    """A failure that the app answers with less than a 500 is the app's own business."""
-
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            mariadb_proxy.cut("reset", at=1)
-            try:
-                connection.cursor().execute("SELECT 1")
-            except pymysql.Error:
-                return PlainTextResponse("from the cache")
-        raise AssertionError("the statement was to fail")
-
-    response = request(endpoint, database)
-    assert (response.text, *outcome(response)) == ("from the cache", 200, None)
-
-
-def test_failed_connect_is_squashed(database: Database, mariadb_proxy: FaultProxy) -> None:
-    """A connect that fails is seen by the adapter as well."""
-    mariadb_proxy.cut("reset", at="connect")
-
-    def endpoint(request: Request) -> Response:
-        try:
-            with database.connection() as connection:
-                connection.cursor().execute("SELECT 1")
-        except pymysql.Error:
-            return PlainTextResponse("sorry", 500)
-        return PlainTextResponse("fine")
-
-    assert outcome(request(endpoint, database)) == (200, "recovered")
 
 
 LOST = {
@@ -345,47 +179,6 @@ def test_lost_read_under_autocommit(open_database: Open, mariadb_proxy: FaultPro
     assert outcome(request(endpoint, database, method="PUT")) == (200, "recovered")
 
 
-@pytest.mark.parametrize(("mark", "expected"), [(rollback_safe, 503), (idempotent, 200)])
-def test_failure_after_a_commit(
-    database: Database,
-    mariadb_proxy: FaultProxy,
-    things: Callable[[], list[str]],
-    mark: Callable[[Endpoint], Endpoint],
-    expected: int,
-) -> None:
-    """G4: after an answered COMMIT only an @idempotent endpoint is replayed."""
-    cut = once(lambda: mariadb_proxy.cut("reset", at=1))
-
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            connection.cursor().execute("REPLACE INTO things VALUES ('a')")
-            connection.commit()
-            cut()
-            connection.cursor().execute("SELECT 1")
-        return PlainTextResponse("")
-
-    response = request(mark(endpoint), database, method="POST")
-    assert outcome(response) == (expected, "committed" if expected == 503 else "recovered")
-    assert ("retry-after" in response.headers) is False
-    assert things() == ["a"]
-
-
-def test_commit_of_nothing(database: Database, mariadb_proxy: FaultProxy) -> None:
-    """G3: a COMMIT after mere reading commits nothing, so a later failure is replayed."""
-    cut = once(lambda: mariadb_proxy.cut("reset", at=1))
-
-    @rollback_safe
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            connection.cursor().execute("SELECT COUNT(*) FROM things")
-            connection.commit()
-            cut()
-            connection.cursor().execute("SELECT 1")
-        return PlainTextResponse("")
-
-    assert outcome(request(endpoint, database, method="POST")) == (200, "recovered")
-
-
 def test_outside_a_request(
     database: Database, mariadb_proxy: FaultProxy, things: Callable[[], list[str]]
 ) -> None:
@@ -414,42 +207,6 @@ def test_outside_a_request_an_error_passes(
     assert things() == []
 
 
-def test_unknown_to_the_middleware(database: Database) -> None:
-    """A database that the middleware was not given is refused at once, with the fix."""
-
-    def endpoint(request: Request) -> Response:
-        with database.connection():
-            raise AssertionError("not reached")
-
-    with pytest.raises(RuntimeError, match=r"databases=\[database\]"):
-        request(endpoint)
-
-
-def test_thread_that_outlives_its_attempt(database: Database) -> None:
-    """A thread that goes on after the response can't open a connection that nobody gives back."""
-    finished, errors = threading.Event(), []
-
-    def late() -> None:
-        finished.wait(10)
-        try:
-            with database.connection():
-                pass
-        except RuntimeError as error:
-            errors.append(error)
-
-    async def endpoint(request: Request) -> Response:
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(late,))
-        threads.append(thread)
-        thread.start()
-        return PlainTextResponse("")
-
-    threads: list[threading.Thread] = []
-    assert request(endpoint, database).status_code == 200
-    finished.set()
-    threads[0].join(10)
-    assert "is over" in str(errors[0])
-
-
 def test_threads_take_turns(database: Database) -> None:
     """Threads of one attempt that use the connection at once all get their own answers."""
 
@@ -473,22 +230,6 @@ def test_threads_take_turns(database: Database) -> None:
     assert request(endpoint, database).status_code == 200
 
 
-def test_rollback_is_bounded(open_database: Open, mariadb_proxy: FaultProxy) -> None:
-    """A server that falls silent delays the rollback of a failed attempt by two seconds at most."""
-    database = open_database(read_timeout=60)
-
-    def endpoint(request: Request) -> Response:
-        with database.connection() as connection:
-            insert(connection, "a")
-            mariadb_proxy.cut("blackhole", at=1)
-        raise LookupError("a bug")
-
-    start = monotonic()
-    with pytest.raises(LookupError):
-        request(endpoint, database)
-    assert monotonic() - start < 10
-
-
 def test_silent_server(open_database: Open, mariadb_proxy: FaultProxy) -> None:
     """A statement that is never answered fails after read_timeout, and the request is replayed."""
     database = open_database(read_timeout=0.5)
@@ -501,13 +242,6 @@ def test_silent_server(open_database: Open, mariadb_proxy: FaultProxy) -> None:
         return PlainTextResponse("")
 
     assert outcome(request(endpoint, database)) == (200, "recovered")
-
-
-def test_ping(database: Database, mariadb_proxy: FaultProxy) -> None:
-    """ping() is quiet when the database can be worked with, and raises what the driver raises."""
-    database.ping()
-    with mariadb_proxy.refuse(), pytest.raises(pymysql.err.OperationalError, match="2003"):
-        database.ping()
 
 
 @pytest.mark.parametrize(
@@ -571,24 +305,6 @@ def test_pooled_connection_is_used_again(pooled: Open, mariadb_proxy: FaultProxy
     assert mariadb_proxy.accepted == 1
 
 
-def test_pooled_connection_is_clean(pooled: Open, things: Callable[[], list[str]]) -> None:
-    """What one request left uncommitted, the next one does not commit."""
-    database = pooled()
-
-    def forget(request: Request) -> Response:
-        with database.connection() as connection:
-            insert(connection, "forgotten")
-        return PlainTextResponse("")
-
-    def commit(request: Request) -> Response:
-        with database.connection() as connection:
-            connection.commit()
-        return PlainTextResponse("")
-
-    assert request(forget, database).status_code == request(commit, database).status_code == 200
-    assert things() == []
-
-
 def test_pool_after_a_restart(pooled: Open, mariadb: MariaDB) -> None:
     """After a restart one replay is enough: the first failure renews the whole pool."""
     database = pooled()
@@ -598,17 +314,6 @@ def test_pool_after_a_restart(pooled: Open, mariadb: MariaDB) -> None:
     mariadb.start()
     response = request(read(database), database)
     assert (response.headers["retry-attempts"], *outcome(response)) == ("2", 200, "recovered")
-
-
-def test_pool_runs_dry(pooled: Open) -> None:
-    """A pool that has no connection left is a shortage, replayed when one has come back."""
-    database = pooled()
-    with ExitStack() as connections:
-        for _ in range(2):
-            connections.enter_context(database.connection())
-        response = request(read(database), database, hooks=[lambda report: connections.close()])
-    assert (response.headers["retry-attempts"], *outcome(response)) == ("2", 200, "recovered")
-    assert response.headers["retry-reason"] == "too-many-connections"
 
 
 def test_semicolon_in_a_value(database: Database, mariadb_proxy: FaultProxy) -> None:
@@ -724,6 +429,8 @@ def test_thread_in_a_statement_does_not_delay_the_end(database: Database) -> Non
 class OnMariaDB:
     """The adapter, with a pool."""
 
+    pooled = True
+
     @pytest.fixture(autouse=True)
     def things(self) -> None:
         """The suite has a table of its own."""
@@ -742,9 +449,8 @@ class OnMariaDB:
             return pools[-1]
 
         def subject(**options: Any) -> Subject:
-            database = Database(
-                pool=pool, ssl_disabled=True, read_timeout=5, **arguments, **options
-            )
+            options["pool"] = pool if self.pooled else None
+            database = Database(ssl_disabled=True, read_timeout=5, **arguments, **options)
 
             def execute(sql: str) -> Any:
                 with database.connection() as connection, connection.cursor() as cursor:
@@ -760,18 +466,24 @@ class OnMariaDB:
                 execute,
                 commit=lambda: call("commit"),
                 rollback=lambda: call("rollback"),
-                in_use=lambda: int(database._pool.checkedout()),
+                in_use=(lambda: int(database._pool.checkedout())) if self.pooled else None,
             )
 
         made = subject()
         made.unit = subject(commit="on-success")
         yield made
-        for each in (made, made.unit):
-            each.database._pool.dispose()
+        for each in pools:
+            each.dispose()
 
 
 class TestConformance(OnMariaDB, AdapterConformance, UnitOfWorkConformance):
     """The conformance suite."""
+
+
+class TestConformanceWithoutPool(TestConformance):
+    """The conformance suite again, with a connection for each attempt."""
+
+    pooled = False
 
 
 class TestAccounting(OnMariaDB, AccountingConformance):

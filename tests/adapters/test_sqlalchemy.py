@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from retrymw import RetryPolicy, current_attempt, idempotent, rollback_safe
+from retrymw import RetryPolicy, current_attempt, rollback_safe
 from retrymw.adapters import _sqlalchemy_watch
 from retrymw.adapters.sqlalchemy import AsyncDatabase, Database, watch
 from retrymw.asgi import RetryMiddleware
@@ -255,39 +255,6 @@ def test_rolled_back_and_given_back_before_the_wait(
     assert names(server) == ["attempt 2"]
 
 
-def test_uncommitted_work_is_undone(database: Database, server: Server) -> None:
-    """Commit is the app's call: the next user of the connection does not commit it either."""
-
-    def forget(request: Request) -> Response:
-        with database.session() as session:
-            session.add(Thing(name="forgotten"))
-            session.flush()
-        return PlainTextResponse("")
-
-    def commit(request: Request) -> Response:
-        with database.session() as session:
-            session.execute(text("SELECT 1"))
-            session.commit()
-        return PlainTextResponse("")
-
-    assert request(forget, database).status_code == request(commit, database).status_code == 200
-    assert names(server) == []
-
-
-def test_error_of_the_app(database: Database, server: Server) -> None:
-    """G1, G5: an exception that is not ours passes, and the transaction is undone all the same."""
-
-    def endpoint(request: Request) -> Response:
-        with database.session() as session:
-            session.add(Thing(name="half"))
-            session.flush()
-        raise LookupError("a bug")
-
-    with pytest.raises(LookupError, match="a bug"):
-        request(endpoint, database)
-    assert names(server) == []
-
-
 def test_outside_a_request(database: Database, server: Server, proxy: FaultProxy) -> None:
     """In a script the same code gets a session of its own, closed at the end."""
     with database.session() as session:
@@ -317,17 +284,6 @@ def test_session_of_ones_own_make(make_engine: Make) -> None:
     assert request(endpoint, database).text == "False"
 
 
-def test_unknown_to_the_middleware(database: Database) -> None:
-    """A database that the middleware was not given is refused at once, with the fix."""
-
-    def endpoint(request: Request) -> Response:
-        with database.session():
-            raise AssertionError("not reached")
-
-    with pytest.raises(RuntimeError, match=r"databases=\[database\]"):
-        request(endpoint)
-
-
 @pytest.mark.parametrize("argument", ["mysql://db/shop", create_engine])
 def test_wrong_arguments(argument: Any) -> None:
     """What can't work is refused at start-up."""
@@ -343,14 +299,6 @@ def test_repr_has_no_password() -> None:
     """The object names its server in logs, and keeps the password to itself."""
     engine = create_engine("postgresql+psycopg://u:secret@db:5432/shop")
     assert repr(Database(engine)) == "<Database postgresql+psycopg://u:***@db:5432/shop>"
-
-
-def test_ping(database: Database, proxy: FaultProxy) -> None:
-    """ping() is quiet when the database can be worked with, and raises what SQLAlchemy raises."""
-    database.ping()
-    database._engine.dispose()
-    with proxy.refuse(), pytest.raises(exc.OperationalError):
-        database.ping()
 
 
 # Failures are seen, whatever the app makes of them.
@@ -373,58 +321,6 @@ def test_squashed_failure_is_replayed(database: Database, proxy: FaultProxy) -> 
 
     response = request(endpoint, database)
     assert (response.text, *outcome(response)) == ("fine", *RECOVERED)
-
-
-def test_handled_failure_is_sent(database: Database, proxy: FaultProxy) -> None:
-    """A failure that the app answers with less than a 500 is the app's own business."""
-
-    def endpoint(request: Request) -> Response:
-        with database.session() as session:
-            session.connection()
-            proxy.cut("reset", at=1)
-            try:
-                session.execute(text("SELECT 1"))
-            except exc.DBAPIError:
-                session.rollback()  # and the session can be used again
-                return PlainTextResponse(str(session.scalar(select(2))))
-        raise AssertionError("the statement was to fail")
-
-    response = request(endpoint, database)
-    assert (response.text, *outcome(response)) == ("2", 200, None)
-
-
-def test_failed_connect_is_squashed(database: Database, proxy: FaultProxy) -> None:
-    """A connect that fails is seen as well."""
-    proxy.cut("reset", at="connect")
-
-    def endpoint(request: Request) -> Response:
-        try:
-            with database.session() as session:
-                session.connection()
-        except exc.DBAPIError:
-            return PlainTextResponse("sorry", 500)
-        return PlainTextResponse("fine")
-
-    assert outcome(request(endpoint, database)) == RECOVERED
-
-
-def test_pool_runs_dry(database: Database) -> None:
-    """A pool that has no connection left is a shortage, even if the app squashes it."""
-    with ExitStack() as taken:
-        for _ in range(2):
-            taken.enter_context(database._engine.connect())
-
-        def endpoint(request: Request) -> Response:
-            try:
-                with database.session() as session:
-                    session.connection()
-            except exc.TimeoutError:
-                return PlainTextResponse("sorry", 503)
-            return PlainTextResponse("fine")
-
-        response = request(endpoint, database, hooks=[lambda report: taken.close()])
-    assert outcome(response) == RECOVERED
-    assert response.headers["retry-reason"] == "too-many-connections"
 
 
 @every_driver
@@ -561,50 +457,6 @@ def test_lost_answer_to_a_commit(
     assert outcome(response) == (503, "unknown")
     assert "retry-after" not in response.headers
     assert names(server) == ["a"]
-
-
-@every_driver
-@pytest.mark.parametrize(("mark", "expected"), [(rollback_safe, 503), (idempotent, 200)])
-def test_failure_after_a_commit(
-    database: Database,
-    server: Server,
-    proxy: FaultProxy,
-    mark: Callable[[Endpoint], Endpoint],
-    expected: int,
-) -> None:
-    """G4: what commits, and fails in the refresh, is repeated only if it is @idempotent."""
-
-    def endpoint(request: Request) -> Response:
-        with database.session() as session:
-            thing = session.merge(Thing(name="a"))
-            session.commit()
-            session.connection()
-            if first():
-                proxy.cut("reset", at=1)
-            session.refresh(thing)
-        return PlainTextResponse("")
-
-    response = request(mark(endpoint), database, method="POST")
-    assert outcome(response) == (expected, "committed" if expected == 503 else "recovered")
-    assert "retry-after" not in response.headers
-    assert names(server) == ["a"]
-
-
-def test_commit_of_nothing(database: Database, proxy: FaultProxy) -> None:
-    """G3: a COMMIT after mere reading commits nothing, so a later failure is replayed."""
-
-    @rollback_safe
-    def endpoint(request: Request) -> Response:
-        with database.session() as session:
-            session.scalars(select(Thing)).all()
-            session.commit()
-            session.connection()
-            if first():
-                proxy.cut("reset", at=1)
-            session.scalar(select(1))
-        return PlainTextResponse("")
-
-    assert outcome(request(endpoint, database, method="POST")) == RECOVERED
 
 
 @every_driver
@@ -820,23 +672,6 @@ def test_pre_ping_is_the_pools_own_business(
 # Undoing is bounded.
 
 
-def test_rollback_is_bounded(database: Database, proxy: FaultProxy) -> None:
-    """A server that falls silent delays the rollback of a failed attempt by two seconds."""
-
-    def endpoint(request: Request) -> Response:
-        with database.session() as session:
-            session.add(Thing(name="a"))
-            session.flush()
-            proxy.cut("blackhole", at=1)
-        raise LookupError("a bug")
-
-    start = monotonic()
-    with pytest.raises(LookupError):
-        request(endpoint, database)
-    assert 1.5 < monotonic() - start < 4
-    assert database._engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-
-
 def test_thread_in_a_statement_does_not_delay_the_end(
     database: Database, server: Server, kind: str
 ) -> None:
@@ -871,30 +706,6 @@ def test_thread_in_a_statement_does_not_delay_the_end(
     for number in range(3):
         with database.session() as session:
             assert session.scalar(select(number)) == number
-
-
-def test_thread_that_outlives_its_attempt(database: Database) -> None:
-    """A thread that goes on after the response can't have a session that nobody closes."""
-    finished, errors = threading.Event(), []
-
-    def late() -> None:
-        finished.wait(10)
-        try:
-            with database.session():
-                pass
-        except RuntimeError as error:
-            errors.append(error)
-
-    def endpoint(request: Request) -> Response:
-        threads.append(threading.Thread(target=contextvars.copy_context().run, args=(late,)))
-        threads[0].start()
-        return PlainTextResponse("")
-
-    threads: list[threading.Thread] = []
-    assert request(endpoint, database).status_code == 200
-    finished.set()
-    threads[0].join(10)
-    assert "is over" in str(errors[0])
 
 
 # Watched engines, whose connections are the app's own.
@@ -992,98 +803,6 @@ def run(driver: str, url: str) -> Callable[..., httpx.Response]:
         return anyio.run(main)
 
     return run
-
-
-@every_async_driver
-def test_async_squashed_failure(run: Callable[..., httpx.Response], proxy: FaultProxy) -> None:
-    """A failure that the app turns into a 5xx is seen, and the request replayed."""
-
-    def make(database: AsyncDatabase) -> Endpoint:
-        async def endpoint(request: Request) -> Response:
-            async with database.session() as session:
-                await session.connection()
-                if first():
-                    proxy.cut("reset", at=1)
-                try:
-                    await session.scalar(select(1))
-                except exc.DBAPIError:
-                    return PlainTextResponse("sorry", 500)
-            return PlainTextResponse("")
-
-        return endpoint
-
-    assert outcome(run(make)) == RECOVERED
-
-
-@every_async_driver
-def test_async_conflict(run: Callable[..., httpx.Response], server: Server, conflict: Any) -> None:
-    """G1: what a failed attempt has written is undone, and its session is not the next one's."""
-    seen = []
-
-    def make(database: AsyncDatabase) -> Endpoint:
-        @rollback_safe
-        async def endpoint(request: Request) -> Response:
-            async with database.session() as session, database.session() as again:
-                assert session is again
-                seen.append(session)
-                session.add(Thing(name=f"attempt {current_attempt().number}"))
-                await session.flush()
-                if first():
-                    await session.execute(conflict)
-                await session.commit()
-            return PlainTextResponse("")
-
-        return endpoint
-
-    assert outcome(run(make, method="POST")) == RECOVERED
-    assert names(server) == ["attempt 2"]
-    assert seen[0] is not seen[1]
-
-
-@every_async_driver
-def test_async_lost_answer_to_a_commit(
-    run: Callable[..., httpx.Response], server: Server, proxy: FaultProxy
-) -> None:
-    """G4: when the answer to a COMMIT is lost the outcome is unknown."""
-
-    def make(database: AsyncDatabase) -> Endpoint:
-        @rollback_safe
-        async def endpoint(request: Request) -> Response:
-            async with database.session() as session:
-                session.add(Thing(name="a"))
-                await session.flush()
-                proxy.cut("reset", at="commit")
-                await session.commit()
-            return PlainTextResponse("")
-
-        return endpoint
-
-    assert outcome(run(make, method="POST")) == (503, "unknown")
-    assert names(server) == ["a"]
-
-
-@every_async_driver
-def test_async_failure_after_a_commit(
-    run: Callable[..., httpx.Response], server: Server, proxy: FaultProxy
-) -> None:
-    """G4: what commits, and fails in the refresh, is not repeated."""
-
-    def make(database: AsyncDatabase) -> Endpoint:
-        @rollback_safe
-        async def endpoint(request: Request) -> Response:
-            async with database.session() as session:
-                thing = Thing(name="a")
-                session.add(thing)
-                await session.commit()
-                await session.connection()
-                proxy.cut("reset", at=1)
-                await session.refresh(thing)
-            return PlainTextResponse("")
-
-        return endpoint
-
-    assert outcome(run(make, method="POST")) == (503, "committed")
-    assert names(server) == ["a"]
 
 
 @every_async_driver
