@@ -11,9 +11,10 @@ from retrymw.classify import sql
 __all__ = ["COMMIT", "ROLL_BACK", "Transaction", "look"]
 
 
-_ROLLBACK: Final = sql.starts(rb"ROLLBACK(?!\s+(?:WORK\s+)?TO\b)")
+_ROLLBACK: Final = sql.starts(rb"ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b|\s+PREPARED)|ABORT")
 _BEGIN: Final = sql.starts(rb"BEGIN|START\s+TRANSACTION")
 _SET: Final = sql.starts(rb"SET")
+_TWO_PHASE: Final = sql.starts(rb"PREPARE\s+TRANSACTION|COMMIT\s+PREPARED|XA")
 _WRITE: Final = re.compile(rb"\s*(?:INSERT|UPDATE|DELETE|REPLACE)\s", re.IGNORECASE)
 _REMEMBERED_BYTES: Final = 512
 
@@ -55,6 +56,7 @@ def _look_at(text: bytes) -> int:
         (_SET, SET),
         (sql.DDL, DDL),
         (sql.OPAQUE, OPAQUE),
+        (_TWO_PHASE, OPAQUE),  # what was prepared outlives the connection, and may be another one's
     ):
         if pattern.match(text):
             does |= what
@@ -67,13 +69,15 @@ class Transaction:
     Where that can't be known (``CALL``, several statements in one) it counts as a commit.
 
     Args:
-        ddl_commits: whether ``CREATE TABLE`` and the like commit, as in MariaDB and MySQL.
+        ddl_commits: whether ``CREATE TABLE`` and the like commit, as in MariaDB and MySQL, where
+            ``BEGIN`` and ``SET autocommit=1`` do so too.
     """
 
-    __slots__ = ("_explicit", "_may_commit", "_work")
+    __slots__ = ("_explicit", "_if_work", "_may_commit", "_work")
 
     def __init__(self, *, ddl_commits: bool = True) -> None:
         self._may_commit = OPAQUE | DDL if ddl_commits else OPAQUE
+        self._if_work = BEGIN | SET | COMMIT if ddl_commits else COMMIT
         self._work = False
         self._explicit = False
 
@@ -81,19 +85,24 @@ class Transaction:
         """Whether ``statement`` makes work durable when the server answers it."""
         if len(statement) > 1 or statement[0] & self._may_commit:
             return True
-        if statement[0] & (BEGIN | SET | COMMIT):
-            return self._work  # SET may be SET autocommit=1, which commits
+        if statement[0] & self._if_work:
+            return self._work
         return autocommit and not self._explicit and not statement[0] & READ
 
     def answered(self, statement: tuple[int, ...], *, autocommit: bool) -> None:
         """The server carried ``statement`` out."""
         for does in statement:
             if does & BEGIN:
-                self._explicit, self._work = True, False
+                self._explicit = True
+                self._work = self._work and not self._if_work & BEGIN
             elif does & (ROLL_BACK | COMMIT | self._may_commit):
-                self._explicit = self._work = False
+                self.undone()
             elif not does & READ and (self._explicit or not autocommit):
                 self._work = True
+
+    def undone(self) -> None:
+        """The transaction is over, and nothing of it is left."""
+        self._explicit = self._work = False
 
     def refused(self, statement: tuple[int, ...]) -> bool:
         """Whether something may have been made durable by a ``statement`` that the server refused.

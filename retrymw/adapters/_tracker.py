@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from retrymw._context import Attempt
-from retrymw.adapters._statements import ROLL_BACK, Transaction, look
+from retrymw.adapters._statements import COMMIT, ROLL_BACK, Transaction, look
 
 __all__ = ["Tracker"]
 
@@ -30,9 +30,10 @@ class Tracker:
         attempt: who is told; None outside of attempts, where nothing is tracked.
         lost: the connection can't be used any more, or what comes next over it can't be known.
         busy: how many statements wait for their answer.
+        failed: what every statement raises until a rollback, if the transaction has failed.
     """
 
-    __slots__ = ("_ddl_commits", "_errors", "_failed", "_transaction", "attempt", "busy", "lost")
+    __slots__ = ("_ddl_commits", "_errors", "_transaction", "attempt", "busy", "failed", "lost")
 
     def __init__(
         self, errors: type[Exception] | tuple[type[Exception], ...], *, ddl_commits: bool
@@ -46,7 +47,7 @@ class Tracker:
     def lend(self, attempt: Attempt | None) -> None:
         """From here on the connection, in no transaction, is that attempt's, or nobody's."""
         self.attempt = attempt
-        self._failed: Exception | None = None
+        self.failed: Exception | None = None
         self._transaction = Transaction(ddl_commits=self._ddl_commits)
 
     @contextmanager
@@ -67,8 +68,8 @@ class Tracker:
             return
         what = look(statement)
         undoes = what[0] & ROLL_BACK
-        if self._failed is not None and not undoes:
-            raise self._failed
+        if self.failed is not None and not undoes:
+            raise self.failed
         commits = transaction.commits(what, autocommit=autocommit)
         if commits:
             attempt.commit_sent()
@@ -80,6 +81,8 @@ class Tracker:
                 self.lost = True
             elif commits:
                 attempt.commit_answered(committed=many or transaction.refused(what))
+                if what[0] & COMMIT:
+                    transaction.undone()
             if many:  # some of them may have been carried out
                 transaction.answered(what, autocommit=autocommit)
             raise
@@ -88,7 +91,7 @@ class Tracker:
         if commits:
             attempt.commit_answered(committed=True)
         if undoes:
-            self._failed = None
+            self.failed = None
         transaction.answered(what, autocommit=autocommit)
 
     def _is_answer(self, attempt: Attempt, exc: BaseException, *, commits: bool) -> bool:
@@ -97,5 +100,5 @@ class Tracker:
         failure = attempt.saw(exc, commits=commits)
         if failure is None:
             return isinstance(exc, self._errors)
-        self._failed = exc
+        self.failed = exc
         return failure.kind != "disconnection"

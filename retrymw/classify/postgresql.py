@@ -205,8 +205,11 @@ def _is_broken(owner: object) -> bool:
 
 
 def _is_connecting(pool: object) -> bool:
-    """Whether psycopg's pool has a connect under way, or one that failed to be tried again."""
+    """Whether psycopg's pool has a connect under way, or one that failed, or has given up one."""
     growing = getattr(pool, "_growing", False) is True
+    size, most = getattr(pool, "_nconns", 0), getattr(pool, "_max_size", 0)
+    if size < most:
+        return True
     tasks = list(getattr(getattr(pool, "_sched", None), "_queue", ()))
     owners = (getattr(getattr(task, "action", None), "__self__", None) for task in tasks)
     return growing or any(getattr(owner, "attempt", None) is not None for owner in owners)

@@ -28,7 +28,12 @@ from retrymw.adapters._undo import Wire, cut, cut_after
 from retrymw.adapters.storm import Database
 from retrymw.asgi import RetryMiddleware
 from retrymw.testing import FaultProxy
-from retrymw.testing.conformance import AdapterConformance, Subject, UnitOfWorkConformance
+from retrymw.testing.conformance import (
+    AccountingConformance,
+    AdapterConformance,
+    Subject,
+    UnitOfWorkConformance,
+)
 from retrymw.testing.servers import MariaDB, PostgreSQL
 
 # Storm's own: what it asks for is mysqlclient's default by now.
@@ -68,12 +73,14 @@ def subject_of(database: Database, in_use: Any, unit: Subject | None = None) -> 
     return Subject(database, *actions, in_use=in_use, unit=unit)
 
 
-class Conformance(AdapterConformance, UnitOfWorkConformance):
-    """With a pool of two."""
+class Pooled:
+    """With a pool."""
 
     @pytest.fixture
-    def subject(self, server: MariaDB | PostgreSQL, proxy: FaultProxy) -> Iterator[Subject]:
-        pool = functools.partial(QueuePool, pool_size=2, max_overflow=0, timeout=0.2)
+    def subject(
+        self, server: MariaDB | PostgreSQL, proxy: FaultProxy, size: int
+    ) -> Iterator[Subject]:
+        pool = functools.partial(QueuePool, pool_size=size, max_overflow=0, timeout=0.2)
         where = uri(server, proxy)
         database, unit = Database(where, pool=pool), Database(where, pool=pool, commit="on-success")
         yield subject_of(database, in_use(database), subject_of(unit, in_use(unit)))
@@ -90,16 +97,32 @@ def in_use(database: Database) -> Any:
     return lambda: pool_of(database).checkedout()
 
 
-class TestConformanceOnMariaDB(Conformance):
+class OnMariaDB(Pooled):
     @pytest.fixture
     def server(self, mariadb: MariaDB) -> MariaDB:
         return mariadb
 
 
-class TestConformanceOnPostgreSQL(Conformance):
+class OnPostgreSQL(Pooled):
     @pytest.fixture
     def server(self, postgresql: PostgreSQL) -> PostgreSQL:
         return postgresql
+
+
+class TestConformanceOnMariaDB(OnMariaDB, AdapterConformance, UnitOfWorkConformance):
+    """The conformance suite."""
+
+
+class TestConformanceOnPostgreSQL(OnPostgreSQL, AdapterConformance, UnitOfWorkConformance):
+    """The conformance suite."""
+
+
+class TestAccountingOnMariaDB(OnMariaDB, AccountingConformance):
+    """Every order is accounted for."""
+
+
+class TestAccountingOnPostgreSQL(OnPostgreSQL, AccountingConformance):
+    """Every order is accounted for."""
 
 
 class TestConformanceWithoutPool(AdapterConformance):
