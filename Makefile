@@ -8,10 +8,10 @@ NEWEST = $(lastword $(PYTHONS))
 TESTED = $(sort $(OLDEST) $(NEWEST))
 BIN = .venvs/$(NEWEST)/bin
 
-.PHONY: help test check lint types walls docs format matrix demo bench venvs system clean
+.PHONY: help test check lint types walls docs format matrix accounting demo bench venvs system clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 # The matrix of drivers takes half the time: here on the newest Python only, by `make matrix` on both.
 test: venvs  ## Run all tests, on the oldest and the newest Python here
@@ -45,6 +45,9 @@ matrix: venvs  ## Write docs/reference/drivers.md anew
 	@for python in $(TESTED); do \
 		.venvs/$$python/bin/python -m pytest tests/servers/test_matrix.py --write-matrix || exit; \
 	done
+
+accounting: venvs  ## Write docs/reference/accounting.md anew: every adapter for 20 seconds
+	$(BIN)/python -m pytest tests/adapters -k Accounting --accounting
 
 demo: .venvs/demo/.ready  ## Run the example app through a database outage
 	.venvs/demo/bin/python -m example_app drill

@@ -14,3 +14,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-matrix", action="store_true", help="write docs/reference/drivers.md anew"
     )
+    parser.addoption(
+        "--accounting",
+        action="store_true",
+        help="long accounting runs, written to docs/reference/accounting.md",
+    )

@@ -75,6 +75,12 @@ class Settings:
             for database in self.databases
             if getattr(database, "commits_on_success", False)
         )
+        for unit in self.units:
+            if not callable(getattr(unit, "commit", None)):
+                raise TypeError(
+                    f"databases has {unit!r}, whose commits_on_success is true; allowed: adapters "
+                    "that have commit(attempt) then"
+                )
         self.hooks = _items("hooks", hooks)
         for hook in self.hooks:
             if not callable(hook) or is_async(hook):

@@ -60,8 +60,12 @@ class StartResponse(Protocol):
 class Database(Protocol):
     """A database layer whose request-scoped state the middleware undoes.
 
-    An adapter keeps what it opened for an attempt in ``attempt.resources[self]``; that is how the
-    shells know that there is something to undo. The ASGI shell calls these in a worker thread.
+    An adapter keeps what it opened for an attempt in ``attempt.resource(self)[self]``; that is how
+    the shells know that there is something to undo. The ASGI shell calls these in a worker thread.
+
+    One whose attribute ``commits_on_success`` is true has a method ``commit(attempt)`` as well. It
+    is called before the first byte of a response below 400 is released; what it raises has failed
+    the attempt.
     """
 
     def rollback(self, attempt: Attempt) -> None:

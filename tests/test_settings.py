@@ -126,3 +126,16 @@ def test_overloaded(of_policy, waiting, overloaded):
 def test_is_async(function, expected):
     """Functions, partials, methods and callable objects are told apart by what a call gives."""
     assert is_async(function) is expected
+
+
+def test_unit_of_work():
+    """A database that is to be committed by the middleware has a commit()."""
+
+    class Unit(Database):
+        commits_on_success = True
+
+    with pytest.raises(TypeError, match="commits_on_success"):
+        settings(databases=[Unit()])
+    unit = Unit()
+    unit.commit = lambda attempt: None
+    assert settings(databases=[Database(), unit]).units == (unit,)

@@ -23,13 +23,8 @@ class AsyncLender(ABC, Generic[C]):
         self.commits_on_success: bool = check_commit(commit)
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[C]:
-        """The attempt's connection; outside a request, one of its own, given back at the end.
-
-        Raises:
-            Exception: what the driver or its pool raises when they can't connect.
-            RuntimeError: the attempt is over, or its middleware was not given this database.
-        """
+    async def _lent(self) -> AsyncIterator[C]:
+        """The attempt's connection; outside a request, one of its own, given back at the end."""
         attempt = current_attempt(None)
         if attempt is None:
             loan = _AsyncLoan(self, None)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -153,6 +159,15 @@ class Database(Lender["Connection[Any]"]):
     def __repr__(self) -> str:
         return f"<Database {self._pool.name!r}>"
 
+    def connection(self) -> AbstractContextManager[Connection[Any]]:
+        """The attempt's connection; outside a request, one of its own, given back at the end.
+
+        Raises:
+            Exception: what the driver or its pool raises when they can't connect.
+            RuntimeError: the attempt is over, or its middleware was not given this database.
+        """
+        return self._lent()
+
     def ping(self) -> None:
         """Do a ``SELECT 1`` within two seconds, on a connection of the pool.
 
@@ -210,6 +225,15 @@ class AsyncDatabase(AsyncLender["AsyncConnection[Any]"]):
 
     def __repr__(self) -> str:
         return f"<AsyncDatabase {self._pool.name!r}>"
+
+    def connection(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        """The attempt's connection; outside a request, one of its own, given back at the end.
+
+        Raises:
+            Exception: what the driver or its pool raises when they can't connect.
+            RuntimeError: the attempt is over, or its middleware was not given this database.
+        """
+        return self._lent()
 
     async def ping(self) -> None:
         """Do a ``SELECT 1`` within two seconds, on a connection of the pool.

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, Protocol
 
 import pymysql
@@ -89,6 +89,15 @@ class Database(Lender["Connection"]):
             f"{arguments.get('host') or 'localhost'}:{arguments.get('port') or 3306}"
         )
         return f"<Database {place}/{arguments.get('database') or arguments.get('db') or ''}>"
+
+    def connection(self) -> AbstractContextManager[Connection]:
+        """The attempt's connection; outside a request, one of its own, given back at the end.
+
+        Raises:
+            Exception: what the driver or its pool raises when they can't connect.
+            RuntimeError: the attempt is over, or its middleware was not given this database.
+        """
+        return self._lent()
 
     def ping(self) -> None:
         """Connect and disconnect; raises what ``pymysql.connect`` raises."""

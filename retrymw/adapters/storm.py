@@ -70,7 +70,7 @@ class Database(Lender[Any]):
             Exception: what Storm or the pool raises when they can't connect.
             RuntimeError: the attempt is over, or its middleware was not given this database.
         """
-        return self.connection()
+        return self._lent()
 
     def ping(self) -> None:
         """Connect and disconnect; raises what Storm raises."""
