@@ -26,6 +26,7 @@ running: Final[contextvars.ContextVar[Running | None]] = contextvars.ContextVar(
     "retrymw_running", default=None
 )
 
+_MOST_KNOWN: Final = 15  # an attempt may go on failing for long; the last ones are what is wrapped
 _making: Final = threading.Lock()
 
 
@@ -111,7 +112,7 @@ class Attempt:
     __slots__ = (
         "_exchange",
         "_run",
-        "failure",
+        "known",
         "number",
         "resources",
         "rollback_callbacks",
@@ -125,7 +126,7 @@ class Attempt:
         self.number: int = exchange.number
         self.resources: dict[Any, Any] | None = None
         self.seen: BaseException | None = None  # the last failure, as the layer that saw it has it
-        self.failure: Failure | None = None  # what was made of it then
+        self.known: tuple[Failure, ...] = ()  # what was made of it, and of those before it, then
         self.rollback_callbacks: list[Callback] | None = None
         self.success_callbacks: list[Callback] | None = None
 
@@ -180,9 +181,7 @@ class Attempt:
                 phase is unknown, since the caller knows better.
         """
         if not self.over and isinstance(exc, Exception):  # G6: nothing else is a reason to replay
-            self.seen = exc
-            self.failure = classify(exc) or Failure("disconnection", "unknown", exc)
-            self._exchange.doom(self.failure)
+            self._note(exc, classify(exc) or Failure("disconnection", "unknown", exc))
 
     def on_rollback(self, callback: Callback) -> None:
         """Call ``callback()`` when this attempt has been undone; an error in it is logged."""
@@ -214,13 +213,18 @@ class Attempt:
             commits: False where it is known that nothing was being committed when it struck, for
                 example because the statement was part of a transaction (G4).
         """
-        failure = classify(exc, known=self.failure)
+        failure = classify(exc, known=self.known)
         if failure is not None and not self.over:
             if failure.leaves_commit_unknown and not commits:
                 failure = replace(failure, phase="execute")
-            self.seen, self.failure = exc, failure
-            self._exchange.doom(failure)
+            self._note(exc, failure)
         return failure
+
+    def _note(self, exc: BaseException, failure: Failure) -> None:
+        self.seen = exc
+        if failure not in self.known:
+            self.known = (*self.known[-_MOST_KNOWN:], failure)
+        self._exchange.doom(failure)
 
     def look_for_mark(self) -> None:
         """For the shells: tell the exchange the mark of the endpoint that was routed to, if any."""

@@ -163,7 +163,7 @@ class RetryMiddleware:
         run.attempt.look_for_mark()
         return run.exchange.ended(
             monotonic(),
-            failure=None if error is None else classify(error, known=run.attempt.failure),
+            failure=None if error is None else classify(error, known=run.attempt.known),
             raised=error is not None,
             status=run.status,
             admit=lambda: self._settings.admit(run.exchange),

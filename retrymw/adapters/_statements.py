@@ -87,7 +87,7 @@ class Transaction:
             return True
         if statement[0] & self._if_work:
             return self._work
-        return autocommit and not self._explicit and not statement[0] & READ
+        return self.is_alone(autocommit=autocommit) and not statement[0] & READ
 
     def answered(self, statement: tuple[int, ...], *, autocommit: bool) -> None:
         """The server carried ``statement`` out."""
@@ -99,6 +99,10 @@ class Transaction:
                 self.undone()
             elif not does & READ and (self._explicit or not autocommit):
                 self._work = True
+
+    def is_alone(self, *, autocommit: bool) -> bool:
+        """Whether the next statement is a transaction of its own."""
+        return autocommit and not self._explicit
 
     def undone(self) -> None:
         """The transaction is over, and nothing of it is left."""

@@ -19,7 +19,7 @@ class Tracker:
 
     Once a statement has failed with a failure of ours, those that follow raise the same exception
     until the transaction is rolled back: half a transaction never goes on by itself, whatever the
-    app swallowed.
+    app swallowed. Under autocommit there is no such half, unless the connection was lost.
 
     Args:
         errors: what the driver raises when the server refuses a statement. Any other exception that
@@ -77,7 +77,8 @@ class Tracker:
         try:
             yield
         except BaseException as exc:
-            if not self._is_answer(attempt, exc, commits=commits):
+            alone = transaction.is_alone(autocommit=autocommit)
+            if not self._is_answer(attempt, exc, commits=commits, alone=alone):
                 self.lost = True
             elif commits:
                 attempt.commit_answered(committed=many or transaction.refused(what))
@@ -94,11 +95,15 @@ class Tracker:
             self.failed = None
         transaction.answered(what, autocommit=autocommit)
 
-    def _is_answer(self, attempt: Attempt, exc: BaseException, *, commits: bool) -> bool:
+    def _is_answer(
+        self, attempt: Attempt, exc: BaseException, *, commits: bool, alone: bool
+    ) -> bool:
         if not isinstance(exc, Exception):
             return False
         failure = attempt.saw(exc, commits=commits)
         if failure is None:
             return isinstance(exc, self._errors)
-        self.failed = exc
-        return failure.kind != "disconnection"
+        is_answer = failure.kind != "disconnection"
+        if not (is_answer and alone):
+            self.failed = exc
+        return is_answer

@@ -10,7 +10,7 @@ Adding a driver is an entry in a family's ``PACKAGES``, or ``register``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -40,7 +40,7 @@ _TYPES: Final = {
 }
 
 
-def classify(exc: BaseException, *, known: Failure | None = None) -> Failure | None:
+def classify(exc: BaseException, *, known: Sequence[Failure] = ()) -> Failure | None:
     """What the database had to do with ``exc``; None if nothing that a replay could cure.
 
     The exception itself is looked at first, then the members of an exception group, a wrapper's
@@ -55,7 +55,7 @@ def classify(exc: BaseException, *, known: Failure | None = None) -> Failure | N
 
     Args:
         exc: what was raised.
-        known: what an adapter made of it, or of what it wraps, when it was raised: the connection
+        known: what an adapter made of it, or of what it wraps, when that was raised: the connection
             could be asked then, and may be closed now.
     """
     if not isinstance(exc, Exception):
@@ -67,8 +67,9 @@ def classify(exc: BaseException, *, known: Failure | None = None) -> Failure | N
         failure = _classify_alone(link)
         # A layer may answer for the driver's exception, as Storm's classifier does.
         answered = link if failure is None else failure.exception
-        if known is not None and (known.exception is link or known.exception is answered):
-            failure = known
+        for earlier in known:
+            if earlier.exception is link or earlier.exception is answered:
+                failure = earlier
         # A layer may have answered for the driver's exception already, with a phase of its own.
         if failure is not None and all(failure.exception is not f.exception for f in failures):
             (hidden if suppressed else failures).append(failure)

@@ -108,10 +108,10 @@ def test_known_failure():
     exc = pymysql.OperationalError(2013, "Lost connection")
     known = replace(classify(exc), phase="execute")
     assert classify(exc).phase == "unknown"
-    assert classify(Wrapper(exc), known=known) is known
+    assert classify(Wrapper(exc), known=[known]) is known
     later = lost_commit()
     later.__context__ = exc
-    assert classify(later, known=known).leaves_commit_unknown
+    assert classify(later, known=[known]).leaves_commit_unknown
 
 
 def test_first_answer_counts():
