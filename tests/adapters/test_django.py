@@ -6,11 +6,10 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -42,7 +41,7 @@ import retrymw.wsgi
 from retrymw import RetryPolicy, current_attempt, rollback_safe
 from retrymw.adapters.django import Database
 from retrymw.testing import FaultProxy
-from retrymw.testing.conformance import AdapterConformance, Subject
+from retrymw.testing.conformance import AccountingConformance, AdapterConformance, Subject
 from retrymw.testing.servers import MariaDB, PostgreSQL
 from retrymw.typing import Report
 
@@ -1006,31 +1005,38 @@ class Threads:
         if attempt is None:
             return function(*args)
         with self._lock:
+            for over in [each for each in self._threads if each.over]:
+                self._threads.pop(over).shutdown(wait=False)
             thread = self._threads.setdefault(attempt, ThreadPoolExecutor(1))
         return thread.submit(copy_context().run, function, *args).result()
 
 
-class DjangoConformance(AdapterConformance):
-    """What every adapter must do."""
-
-    options: Mapping[str, Any] = MappingProxyType({})
+class Django:
+    """Django as it comes: a connection for each thread."""
 
     @pytest.fixture
-    def subject(self, server: Server, proxy: FaultProxy) -> Iterator[Subject]:
-        alias = add_alias(server, proxy, OPTIONS=dict(self.options))
+    def options(self, size: int) -> dict[str, Any]:
+        """For the driver."""
+        return {}
+
+    @pytest.fixture
+    def subject(
+        self, server: Server, proxy: FaultProxy, options: dict[str, Any]
+    ) -> Iterator[Subject]:
+        alias = add_alias(server, proxy, OPTIONS=options)
         threads = Threads(alias)
         yield Subject(
             database=Database(alias),
             execute=threads.execute,
             commit=threads.commit,
             rollback=threads.rollback,
-            in_use=threads.in_use if self.options else None,
+            in_use=threads.in_use if options else None,
         )
         threads.close()
         remove_alias(alias)
 
 
-class TestConformanceOnMariaDB(DjangoConformance):
+class OnMariaDB(Django):
     """mysqlclient."""
 
     @pytest.fixture
@@ -1038,7 +1044,7 @@ class TestConformanceOnMariaDB(DjangoConformance):
         return mariadb
 
 
-class TestConformanceOnPostgreSQL(DjangoConformance):
+class OnPostgreSQL(Django):
     """psycopg."""
 
     @pytest.fixture
@@ -1046,11 +1052,29 @@ class TestConformanceOnPostgreSQL(DjangoConformance):
         return postgresql
 
 
-class TestConformanceOfThePool(DjangoConformance):
+class WithPool(OnPostgreSQL):
     """Django's pool for psycopg."""
 
-    options = MappingProxyType({"pool": {"min_size": 0, "max_size": 2, "timeout": 0.4}})
-
     @pytest.fixture
-    def server(self, postgresql: PostgreSQL) -> PostgreSQL:
-        return postgresql
+    def options(self, size: int) -> dict[str, Any]:
+        return {"pool": {"min_size": 0, "max_size": size, "timeout": 0.4}}
+
+
+class TestConformanceOnMariaDB(OnMariaDB, AdapterConformance):
+    """What every adapter must do."""
+
+
+class TestConformanceOnPostgreSQL(OnPostgreSQL, AdapterConformance):
+    """What every adapter must do."""
+
+
+class TestConformanceOfThePool(WithPool, AdapterConformance):
+    """What every adapter must do."""
+
+
+class TestAccountingOnMariaDB(OnMariaDB, AccountingConformance):
+    """Every order is accounted for."""
+
+
+class TestAccountingOfThePool(WithPool, AccountingConformance):
+    """Every order is accounted for."""
