@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from django.db import Error  # type: ignore[import-untyped]  # ships no types
 from django.db.utils import DatabaseErrorWrapper  # type: ignore[import-untyped]
 
-from retrymw._context import current_attempt
+from retrymw._context import Attempt, current_attempt
 from retrymw.adapters._tracker import Tracker
 from retrymw.adapters._undo import Wire, cut_after
 
@@ -75,8 +75,8 @@ class Watch:
 
     # What Django does.
 
-    def _use(self) -> None:
-        """From here on the connection is the current attempt's, if there is one.
+    def _use(self) -> Attempt | None:
+        """From here on the connection is the current attempt's, if there is one; returns it.
 
         Raises:
             RuntimeError: the attempt is over, or its middleware does not know the database.
@@ -89,6 +89,7 @@ class Watch:
                     used.append(self)
                     self._is_of_a_test = self._wrapper.in_atomic_block
             tracker.lend(attempt)
+        return attempt
 
     @contextmanager
     def sending(self, statement: bytes, *, many: bool = False) -> Iterator[None]:
@@ -113,11 +114,16 @@ class Watch:
 
     def _connect(self, connect: Callable[[], None]) -> None:
         with self._turn:
-            self._use()
+            attempt = self._use()
             self._begin()
             self._connected_at = monotonic()
-            with self._quietly():
-                connect()  # what it raises goes through _Errors
+            try:
+                with self._quietly():
+                    connect()
+            except Exception as exc:
+                if attempt is not None:
+                    attempt.saw(exc, commits=False)  # it sends SET autocommit=1, over nothing
+                raise
             self._wire = Wire(self._wrapper.connection)
             self._drop_if_given_up()
             self._use()

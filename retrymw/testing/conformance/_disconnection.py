@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Final
 
 import httpx
 import pytest
@@ -20,6 +21,8 @@ from retrymw.testing.conformance._stage import (
 from retrymw.typing import Report
 
 __all__ = ["DisconnectionConformance"]
+
+_MOST_STEPS: Final = 30
 
 
 class DisconnectionConformance(Conformance):
@@ -55,6 +58,38 @@ class DisconnectionConformance(Conformance):
 
         assert told(stage.request(endpoint, "POST")) == RECOVERED
         assert stage.names() == ["a", "b", "c"]
+        stage.wait_until_free()
+
+    def test_cut_at_every_step(self, stage: Stage) -> None:
+        """G3, G4: whichever request of the protocol is cut, an order is placed once; only the cut
+        of its COMMIT is reported as unknown."""
+        outcomes: list[str | None] = []
+
+        @rollback_safe
+        async def endpoint() -> None:
+            for name in "ab":
+                await stage.add(name)
+            await stage.commit()
+
+        for step in range(1, _MOST_STEPS):
+            stage.server.execute("DELETE FROM app.things")
+            stage.proxy.cut_all("reset")  # so that connecting is a part of it
+            faults = stage.proxy.faults
+            stage.proxy.cut("reset", at=step)
+            response = stage.request(endpoint, "POST")
+            status, _, outcome = told(response)
+            if status == 200:
+                assert stage.names() == ["a", "b"]
+            else:
+                assert (status, outcome) == (503, "unknown")
+                assert stage.names() in (["a", "b"], [])
+                assert "retry-after" not in response.headers
+            if stage.proxy.faults == faults:
+                break
+            outcomes.append(outcome)
+        stage.proxy.clear()
+        assert outcomes.count("unknown") == 1
+        assert outcomes.count("recovered") >= 2
         stage.wait_until_free()
 
     @pytest.mark.parametrize("mark", [None, never_replay])
