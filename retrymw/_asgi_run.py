@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
 from retrymw import _reply
 from retrymw._context import Attempt, Running
@@ -272,8 +273,10 @@ class Run(Running):
             try:
                 if is_async(database.commit):
                     await database.commit(self.attempt)
-                else:
-                    await in_thread(database.commit, self.attempt)
+                else:  # in the app's own threads: ours are for undoing, and this may take long
+                    await anyio.to_thread.run_sync(
+                        database.commit, self.attempt, abandon_on_cancel=True
+                    )
             except Exception as exc:
                 self._held = None  # the client is not told of what did not come about
                 self.broke(exc)

@@ -47,6 +47,7 @@ class MariaDB(Server):
             find_program("mariadb-install-db", "mariadb-server"),
             "--no-defaults",
             f"--datadir={self.folder}/data",
+            f"--tmpdir={self.folder}",
             "--auth-root-authentication-method=socket",
             "--skip-test-db",
             "--skip-name-resolve",

@@ -37,7 +37,7 @@ WRONG_TYPES = {
 WRONG_VALUES = {
     "max_replays": [-1],
     "deadline": [0, -1, 0.0, float("inf"), float("nan")],
-    "kinds": [{"deadlock"}, {"conflict", "Disconnection"}, [""]],
+    "kinds": [{"deadlock"}, {"Disconnection"}, [""]],
     "methods": [{"get"}, {"GET", "Put"}, {""}],
     "body_memory": [-1],
     "body_limit": [-1, (1 << 20) - 1],
