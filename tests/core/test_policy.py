@@ -38,7 +38,7 @@ WRONG_VALUES = {
     "max_replays": [-1],
     "deadline": [0, -1, 0.0, float("inf"), float("nan")],
     "kinds": [{"deadlock"}, {"Disconnection"}, [""]],
-    "methods": [{"get"}, {"GET", "Put"}, {""}],
+    "methods": [{"get"}, {"Put"}, {""}],
     "body_memory": [-1],
     "body_limit": [-1, (1 << 20) - 1],
     "max_waiting": [-1],
