@@ -27,7 +27,7 @@ running: Final[contextvars.ContextVar[Running | None]] = contextvars.ContextVar(
 )
 
 _MOST_KNOWN: Final = 15  # an attempt may go on failing for long; the last ones are what is wrapped
-_making: Final = threading.Lock()
+_making: Final = threading.RLock()  # a finaliser may come in while it is held
 
 
 class Running:
@@ -96,8 +96,9 @@ class Running:
         """This run as the app and the adapters see it."""
         with _making:
             if self._attempt is None:
-                exchange = Exchange(self.settings.policy, self.method, self.started)
-                self._attempt = Attempt(exchange, self)
+                made = Attempt(Exchange(self.settings.policy, self.method, self.started), self)
+                if self._attempt is None:
+                    self._attempt = made
             return self._attempt
 
     @property

@@ -106,14 +106,16 @@ class _AsyncLoan(Generic[C]):
                 await self._lender._commit(self._connection)
 
     async def rollback(self) -> None:
-        async with self._lock:
-            if self._connection is not None:
-                await self._lender._roll_back(self._connection)
+        if self._connection is not None:  # or somebody is still connecting, who is not waited for
+            async with self._lock:
+                if self._connection is not None:
+                    await self._lender._roll_back(self._connection)
 
     async def give_back(self) -> None:
         self._over = True
-        async with self._lock:
-            await self._give_back()
+        if self._connection is not None:
+            async with self._lock:
+                await self._give_back()
 
     async def _give_back(self) -> None:
         connection, self._connection = self._connection, None

@@ -113,6 +113,9 @@ class _Loan(Generic[C]):
                     if self._attempt is not None:
                         self._attempt.saw(exc)
                     raise
+                if self._over:  # it took too long: nobody waits for it any more
+                    self._give_back()
+                    check_not_over(self._over, self._attempt)
             else:
                 self._lender._check(self._connection, self._attempt)
             return self._connection
@@ -123,16 +126,21 @@ class _Loan(Generic[C]):
                 self._lender._commit(self._connection)
 
     def rollback(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._lender._roll_back(self._connection)
+        if self._connection is not None:  # or somebody is still connecting, who is not waited for
+            with self._lock:
+                if self._connection is not None:
+                    self._lender._roll_back(self._connection)
 
     def give_back(self) -> None:
-        with self._lock:
-            self._over = True
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                self._lender._give_back(connection)
+        self._over = True
+        if self._connection is not None:
+            with self._lock:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._lender._give_back(connection)
 
 
 def loan_of(lender: object, attempt: Attempt) -> Any:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, RootTransaction, event
@@ -24,14 +25,15 @@ from retrymw.adapters._undo import Wire
 from retrymw.classify import classify
 from retrymw.classify._frames import autocommits
 
-__all__ = ["cut", "is_busy", "watch"]
+__all__ = ["cut", "is_busy", "is_doubtful", "watch"]
 
 _KEY: Final = "retrymw"
 _COMMIT: Final = look(b"COMMIT")
+_COMMIT_PREPARED: Final = look(b"COMMIT PREPARED 'it'")
 _ROLLBACK: Final = look(b"ROLLBACK")
 _DDL_IS_TRANSACTIONAL: Final = ("postgresql", "sqlite")
 
-_making: Final = threading.Lock()
+_making: Final = threading.RLock()
 _watched: Final[weakref.WeakSet[Any]] = weakref.WeakSet()  # engines, and their class
 _wrapped: Final[weakref.WeakSet[Any]] = weakref.WeakSet()  # engines and dialects
 _failed: Final[weakref.WeakSet[RootTransaction]] = weakref.WeakSet()
@@ -58,6 +60,11 @@ def watch(engine: Engine | AsyncEngine | None = None) -> None:
 def is_busy(pooled: Any) -> bool:
     """Whether a thread waits for the answer to a statement on this connection of a pool."""
     return _KEY in pooled.info and pooled.info[_KEY].busy > 0
+
+
+def is_doubtful(pooled: Any) -> bool:
+    """Whether a statement was refused in this transaction: PostgreSQL would only seem to commit."""
+    return _KEY in pooled.info and bool(pooled.info[_KEY].transaction.doubtful)
 
 
 def cut(pooled: Any) -> None:
@@ -172,36 +179,22 @@ def _execute(
         return send(cursor, statement, *args)
     _refuse(context.root_connection)  # exec_driver_sql() has no event before this
     pooled = context.root_connection.connection
-    transaction = _work(dialect, pooled).transaction
-    text = look(statement.encode(errors="replace"))
     autocommit = _autocommits(dialect, context.root_connection, pooled)
-    commits = transaction.commits(text, autocommit=autocommit)
-    many = context.executemany
-    try:
-        # One of many may be committed when another one fails; DDL commits what went before it.
-        partly = many or not autocommit
-        _tracked(dialect, pooled, commits, lambda: send(cursor, statement, *args), partly=partly)
-    except Exception:
-        if many:
-            transaction.answered(text, autocommit=autocommit)
-        raise
-    transaction.answered(text, autocommit=autocommit)
-    return None
+    what = look(statement.encode(errors="replace"))
+    with _sending(dialect, pooled, what, autocommit=autocommit, many=context.executemany):
+        return send(cursor, statement, *args)
 
 
 def _commit(dialect: Any, send: Callable[[Any], None], pooled: Any) -> None:
-    transaction = _work(dialect, pooled).transaction
-    commits = transaction.commits(_COMMIT, autocommit=False)
-    _tracked(dialect, pooled, commits, lambda: send(pooled))
-    transaction.answered(_COMMIT, autocommit=False)
+    with _sending(dialect, pooled, _COMMIT):
+        send(pooled)
 
 
 def _commit_twophase(
     dialect: Any, send: Callable[..., None], connection: Connection, *args: Any, **kwargs: Any
 ) -> None:
-    pooled = connection.connection
-    _tracked(dialect, pooled, True, lambda: send(connection, *args, **kwargs))
-    _work(dialect, pooled).transaction.answered(_COMMIT, autocommit=False)
+    with _sending(dialect, connection.connection, _COMMIT_PREPARED):
+        send(connection, *args, **kwargs)
 
 
 def _rollback(dialect: Any, send: Callable[[Any], None], pooled: Any) -> None:
@@ -209,25 +202,36 @@ def _rollback(dialect: Any, send: Callable[[Any], None], pooled: Any) -> None:
     _work(dialect, pooled).transaction.answered(_ROLLBACK, autocommit=False)
 
 
-def _tracked(
-    dialect: Any, pooled: Any, commits: bool, send: Callable[[], None], *, partly: bool = False
-) -> None:
-    attempt = current_attempt(None) if commits else None
+@contextmanager
+def _sending(
+    dialect: Any,
+    pooled: Any,
+    what: tuple[int, ...],
+    *,
+    autocommit: bool = False,
+    many: bool = False,
+) -> Iterator[None]:
     work = _work(dialect, pooled)
+    transaction = work.transaction
+    commits = transaction.commits(what, autocommit=autocommit)
+    attempt = current_attempt(None) if commits else None
     if attempt is not None:
         attempt.commit_sent()
     work.busy += 1
     work.committing = commits
     try:
-        send()
-    except Exception as exc:
-        if attempt is not None and not _is_lost(dialect, pooled, exc):
-            attempt.commit_answered(committed=partly)
+        yield
+    except BaseException as exc:
+        answered = not _is_lost(dialect, pooled, exc)
+        if attempt is not None and answered:
+            attempt.commit_answered(committed=many or transaction.refused(what))
+        transaction.failed(what, answered=answered, autocommit=autocommit, many=many)
         raise
     finally:
         work.busy -= 1
     if attempt is not None:
         attempt.commit_answered(committed=True)
+    transaction.answered(what, autocommit=autocommit)
 
 
 def _work(dialect: Any, pooled: Any) -> _Work:
@@ -240,8 +244,10 @@ def _work(dialect: Any, pooled: Any) -> _Work:
     return work
 
 
-def _is_lost(dialect: Any, pooled: Any, exc: Exception) -> bool:
-    """Whether the answer to a COMMIT may not have come; in doubt it has not."""
+def _is_lost(dialect: Any, pooled: Any, exc: BaseException) -> bool:
+    """Whether the answer to a statement may not have come; in doubt it has not."""
+    if not isinstance(exc, Exception):
+        return True
     failure = classify(exc)
     if failure is not None:
         return failure.kind == "disconnection"

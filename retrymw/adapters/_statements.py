@@ -8,13 +8,17 @@ from typing import Final
 
 from retrymw.classify import sql
 
-__all__ = ["COMMIT", "ROLL_BACK", "Transaction", "look"]
+__all__ = ["COMMIT", "DDL", "ROLL_BACK", "STAYS", "Transaction", "look"]
 
 
 _ROLLBACK: Final = sql.starts(rb"ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b|\s+PREPARED)|ABORT")
 _BEGIN: Final = sql.starts(rb"BEGIN|START\s+TRANSACTION")
-_SET: Final = sql.starts(rb"SET")
 _TWO_PHASE: Final = sql.starts(rb"PREPARE\s+TRANSACTION|COMMIT\s+PREPARED|XA")
+# What a session keeps that a rollback does not undo, and that the next user would stumble over.
+_STAYS: Final = re.compile(
+    rb"(?:USE|LOCK\s+TABLES?|CREATE\s+(?:OR\s+REPLACE\s+)?TEMP(?:ORARY)?)\b|.*?\bGET_LOCK\s*\(",
+    re.IGNORECASE | re.DOTALL,
+)
 _WRITE: Final = re.compile(rb"\s*(?:INSERT|UPDATE|DELETE|REPLACE)\s", re.IGNORECASE)
 _REMEMBERED_BYTES: Final = 512
 
@@ -24,9 +28,9 @@ READ: Final = 1
 BEGIN: Final = 2
 ROLL_BACK: Final = 4
 COMMIT: Final = 8
-SET: Final = 16
-DDL: Final = 32
-OPAQUE: Final = 64
+DDL: Final = 16
+OPAQUE: Final = 32
+STAYS: Final = 64
 
 _NOTHING_ELSE: Final = (0,)
 
@@ -53,9 +57,9 @@ def _look_at(text: bytes) -> int:
     for pattern, what in (
         (_BEGIN, BEGIN),
         (_ROLLBACK, ROLL_BACK),
-        (_SET, SET),
         (sql.DDL, DDL),
         (sql.OPAQUE, OPAQUE),
+        (_STAYS, STAYS),
         (_TWO_PHASE, OPAQUE),  # what was prepared outlives the connection, and may be another one's
     ):
         if pattern.match(text):
@@ -70,16 +74,19 @@ class Transaction:
 
     Args:
         ddl_commits: whether ``CREATE TABLE`` and the like commit, as in MariaDB and MySQL, where
-            ``BEGIN`` and ``SET autocommit=1`` do so too.
+            ``BEGIN`` does so too.
+
+    Attributes:
+        doubtful: a statement of this transaction was refused. PostgreSQL answers a COMMIT then with
+            a rollback, and no driver raises.
     """
 
-    __slots__ = ("_explicit", "_if_work", "_may_commit", "_work")
+    __slots__ = ("_explicit", "_if_work", "_may_commit", "_work", "doubtful")
 
     def __init__(self, *, ddl_commits: bool = True) -> None:
         self._may_commit = OPAQUE | DDL if ddl_commits else OPAQUE
-        self._if_work = BEGIN | SET | COMMIT if ddl_commits else COMMIT
-        self._work = False
-        self._explicit = False
+        self._if_work = BEGIN | COMMIT if ddl_commits else COMMIT
+        self._explicit = self._work = self.doubtful = False
 
     def commits(self, statement: tuple[int, ...], *, autocommit: bool) -> bool:
         """Whether ``statement`` makes work durable when the server answers it."""
@@ -96,7 +103,7 @@ class Transaction:
                 self._explicit = True
                 self._work = self._work and not self._if_work & BEGIN
             elif does & (ROLL_BACK | COMMIT | self._may_commit):
-                self.undone()
+                self._over()
             elif not does & READ and (self._explicit or not autocommit):
                 self._work = True
 
@@ -104,9 +111,29 @@ class Transaction:
         """Whether the next statement is a transaction of its own."""
         return autocommit and not self._explicit
 
-    def undone(self) -> None:
-        """The transaction is over, and nothing of it is left."""
-        self._explicit = self._work = False
+    def failed(
+        self, statement: tuple[int, ...], *, answered: bool, autocommit: bool, many: bool = False
+    ) -> None:
+        """``statement`` failed.
+
+        Args:
+            statement: what it does.
+            answered: whether the server said so. If not, it may have been carried out.
+            autocommit: whether the driver leaves committing to the server.
+            many: whether it was sent several times; some of them may have been carried out.
+        """
+        opaque = len(statement) > 1 or statement[0] & OPAQUE
+        if opaque or not (answered or statement[0] & READ):
+            self._explicit, self._work = False, True  # what is left of it is not known
+        elif statement[0] & (COMMIT | self._may_commit):
+            self._over()
+            return
+        elif many:
+            self.answered(statement, autocommit=autocommit)
+        self.doubtful = True
+
+    def _over(self) -> None:
+        self._explicit = self._work = self.doubtful = False
 
     def refused(self, statement: tuple[int, ...]) -> bool:
         """Whether something may have been made durable by a ``statement`` that the server refused.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from retrymw._context import Attempt
-from retrymw.adapters._statements import COMMIT, ROLL_BACK, Transaction, look
+from retrymw._context import Attempt, Running, running
+from retrymw.adapters._statements import ROLL_BACK, STAYS, Transaction, look
 
 __all__ = ["Tracker"]
 
@@ -31,9 +31,21 @@ class Tracker:
         lost: the connection can't be used any more, or what comes next over it can't be known.
         busy: how many statements wait for their answer.
         failed: what every statement raises until a rollback, if the transaction has failed.
+        touched: the session has something that a rollback does not undo (``LOCK TABLES``, ``USE``):
+            it is not fit for somebody else.
     """
 
-    __slots__ = ("_ddl_commits", "_errors", "_transaction", "attempt", "busy", "failed", "lost")
+    __slots__ = (
+        "_ddl_commits",
+        "_errors",
+        "_returned",
+        "_transaction",
+        "attempt",
+        "busy",
+        "failed",
+        "lost",
+        "touched",
+    )
 
     def __init__(
         self, errors: type[Exception] | tuple[type[Exception], ...], *, ddl_commits: bool
@@ -41,13 +53,17 @@ class Tracker:
         self._errors = errors
         self._ddl_commits = ddl_commits
         self.busy = 0
-        self.lost = False
+        self.lost = self.touched = False
         self.lend(None)
+        self._returned = False  # it is new
 
     def lend(self, attempt: Attempt | None) -> None:
         """From here on the connection, in no transaction, is that attempt's, or nobody's."""
         self.attempt = attempt
         self.failed: Exception | None = None
+        self._returned = attempt is None
+        if attempt is not None:
+            self.touched = False
         self._transaction = Transaction(ddl_commits=self._ddl_commits)
 
     @contextmanager
@@ -61,31 +77,39 @@ class Tracker:
 
         Raises:
             Exception: the failure that doomed the transaction.
+            RuntimeError: this code is part of an attempt that is over, or of another one than the
+                connection's.
         """
         attempt, transaction = self.attempt, self._transaction
-        if attempt is None:
+        run = running.get()
+        if attempt is None and (run is None or not run.over):
             yield
             return
         what = look(statement)
         undoes = what[0] & ROLL_BACK
+        if run is not None:
+            self._check_user(run, undoes=bool(undoes))
+        if attempt is None:
+            yield
+            return
         if self.failed is not None and not undoes:
             raise self.failed
         commits = transaction.commits(what, autocommit=autocommit)
         if commits:
             attempt.commit_sent()
+        if any(does & STAYS for does in what):
+            self.touched = True
         self.busy += 1
         try:
             yield
         except BaseException as exc:
             alone = transaction.is_alone(autocommit=autocommit)
-            if not self._is_answer(attempt, exc, commits=commits, alone=alone):
+            answered = self._is_answer(attempt, exc, commits=commits, alone=alone)
+            if not answered:
                 self.lost = True
             elif commits:
                 attempt.commit_answered(committed=many or transaction.refused(what))
-                if what[0] & COMMIT:
-                    transaction.undone()
-            if many:  # some of them may have been carried out
-                transaction.answered(what, autocommit=autocommit)
+            transaction.failed(what, answered=answered, autocommit=autocommit, many=many)
             raise
         finally:
             self.busy -= 1
@@ -94,6 +118,27 @@ class Tracker:
         if undoes:
             self.failed = None
         transaction.answered(what, autocommit=autocommit)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a COMMIT may come to nothing without an error; ``SELECT 1`` raises it then.
+
+        PostgreSQL rolls back when it is asked to commit a transaction in which something failed.
+        """
+        return self._transaction.doubtful
+
+    def _check_user(self, run: Running, *, undoes: bool) -> None:
+        """Only the attempt that has the connection uses it; who undoes it may come after that."""
+        if self.attempt is None:
+            mine = undoes or not self._returned
+        else:
+            mine = self.attempt is run._attempt and (undoes or not run.over)
+        if not mine:
+            raise RuntimeError(
+                "the attempt of this code is over, or the connection is another one's: a thread or "
+                "task that outlives its attempt can't use the attempt's connection; open one of "
+                "its own"
+            )
 
     def _is_answer(
         self, attempt: Attempt, exc: BaseException, *, commits: bool, alone: bool

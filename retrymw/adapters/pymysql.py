@@ -197,6 +197,15 @@ class Connection(pymysql.connections.Connection):
         with self._sending(b"SET autocommit"):
             super().autocommit(value)
 
+    def select_db(self, db: Any) -> None:
+        """As in PyMySQL; the connection goes to nobody else then."""
+        self.tracker.touched = True
+        super().select_db(db)
+
+    def ping(self, reconnect: Any = True) -> None:
+        """As in PyMySQL; but in an attempt it does not go on with half a transaction."""
+        super().ping(bool(reconnect) and self.tracker.attempt is None)  # type: ignore[call-overload]
+
     @contextmanager
     def _sending(self, statement: bytes) -> Iterator[None]:
         with self._turn:
@@ -228,7 +237,7 @@ class Connection(pymysql.connections.Connection):
     @property
     def is_as_it_was(self) -> bool:
         """Whether another attempt may have this connection."""
-        unchanged = self.get_autocommit() == self.autocommit_at_first
+        unchanged = self.get_autocommit() == self.autocommit_at_first and not self.tracker.touched
         return self.open and not self.tracker.lost and unchanged
 
     def relax(self, read_timeout: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from retrymw._context import Attempt, current_attempt
 from retrymw.adapters._loans import Commit, check_commit
-from retrymw.adapters._sqlalchemy_watch import cut, is_busy, watch
+from retrymw.adapters._sqlalchemy_watch import cut, is_busy, is_doubtful, watch
 from retrymw.adapters._undo import cut_after
 
 __all__ = ["AsyncDatabase", "Database", "watch"]
@@ -46,10 +47,10 @@ class Database:
         self, engine: Engine, *, session: sessionmaker[Any] | None = None, commit: Commit = None
     ) -> None:
         self.commits_on_success: bool = check_commit(commit)
-        _check("Database", "an Engine", engine, Engine)
+        _check_type("Database", "an Engine", engine, Engine)
         self._engine = engine
         self._make = sessionmaker(engine) if session is None else session
-        _check("Database", "a sessionmaker", self._make, sessionmaker)
+        _check_type("Database", "a sessionmaker", self._make, sessionmaker)
         watch(engine)
 
     def __repr__(self) -> str:
@@ -72,8 +73,8 @@ class Database:
     def commit(self, attempt: Attempt) -> None:
         """Commit the attempt's transaction, if it has begun one."""
         session = (attempt.resources or {}).get(self)
-        if session is not None and session.in_transaction():
-            session.commit()
+        if session is not None:
+            _commit(session)
 
     def rollback(self, attempt: Attempt) -> None:
         """Undo the attempt's transaction, within two seconds."""
@@ -114,10 +115,10 @@ class AsyncDatabase:
         commit: Commit = None,
     ) -> None:
         self.commits_on_success: bool = check_commit(commit)
-        _check("AsyncDatabase", "an AsyncEngine", engine, AsyncEngine)
+        _check_type("AsyncDatabase", "an AsyncEngine", engine, AsyncEngine)
         self._engine = engine
         self._make = async_sessionmaker(engine) if session is None else session
-        _check("AsyncDatabase", "an async_sessionmaker", self._make, async_sessionmaker)
+        _check_type("AsyncDatabase", "an async_sessionmaker", self._make, async_sessionmaker)
         watch(engine)
 
     def __repr__(self) -> str:
@@ -140,8 +141,8 @@ class AsyncDatabase:
     async def commit(self, attempt: Attempt) -> None:
         """Commit the attempt's transaction, if it has begun one."""
         session = (attempt.resources or {}).get(self)
-        if session is not None and session.in_transaction():
-            await session.commit()
+        if session is not None:
+            await session.run_sync(_commit)
 
     async def rollback(self, attempt: Attempt) -> None:
         """Undo the attempt's transaction; the middleware gives up after five seconds."""
@@ -161,7 +162,7 @@ class AsyncDatabase:
             await connection.scalar(select(1))
 
 
-def _check(name: str, allowed: str, value: object, cls: type) -> None:
+def _check_type(name: str, allowed: str, value: object, cls: type) -> None:
     if not isinstance(value, cls):
         raise TypeError(f"{name} was given {value!r}; allowed: {allowed}")
 
@@ -170,13 +171,29 @@ def _of_attempt(attempt: Attempt, database: object, make: Callable[[], S]) -> S:
     resources = attempt.resource(database)
     if database not in resources:
         session = make()
-        event.listen(getattr(session, "sync_session", session), "after_begin", _note)
+        sync_session = getattr(session, "sync_session", session)
+        event.listen(sync_session, "after_begin", _note)
+        event.listen(sync_session, "after_transaction_create", functools.partial(_check, attempt))
         resources.setdefault(database, session)  # another thread may have been faster
     return cast("S", resources[database])
 
 
+def _check(attempt: Attempt, session: Session, _: object) -> None:
+    """A task or thread that outlives its attempt goes on with nothing."""
+    if attempt.over:
+        raise RuntimeError(f"{attempt!r} is over, and its session with it; open one of its own")
+
+
 def _note(session: Session, _: object, connection: Connection) -> None:
     session.info.setdefault(_CONNECTIONS, weakref.WeakSet()).add(connection)
+
+
+def _commit(session: Session) -> None:
+    if session.in_transaction():
+        for used in _connections(session):
+            if is_doubtful(used.connection):
+                used.exec_driver_sql("SELECT 1")  # raises, if nothing would be committed
+        session.commit()
 
 
 def _roll_back(session: Session, *, hurry: bool = False) -> None:
@@ -187,26 +204,31 @@ def _close(session: Session, *, hurry: bool = False) -> None:
     _end(session, session.close, hurry=hurry)
 
 
+def _connections(session: Session) -> list[Connection]:
+    """Those that the session has now."""
+    return [
+        connection
+        for connection in session.info.get(_CONNECTIONS, ())
+        if not connection.closed and not connection.invalidated
+    ]
+
+
 def _end(session: Session, finish: Callable[[], None], *, hurry: bool) -> None:
     """Roll back or close; in a hurry, within two seconds.
 
     What can't be rolled back, or is still used by a thread or task, goes to nobody else.
     """
-    connections = [
-        connection
-        for connection in session.info.get(_CONNECTIONS, ())
-        if not connection.closed and not connection.invalidated
-    ]
+    connections = _connections(session)
     pooled = [connection.connection for connection in connections]
-    if any(is_busy(connection) for connection in pooled):
-        for connection in pooled:
-            cut(connection)
+    if any(map(is_busy, pooled)):
+        for each in pooled:
+            cut(each)
         session.invalidate()
         return
     with ExitStack() as bounds:
         if hurry:
-            for connection in pooled:
-                bounds.enter_context(cut_after(connection.dbapi_connection))
+            for each in pooled:
+                bounds.enter_context(cut_after(each.dbapi_connection))
         try:
             finish()
         except Exception:
