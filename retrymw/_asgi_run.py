@@ -7,7 +7,6 @@ from time import monotonic
 from typing import Final
 
 import anyio
-import anyio.to_thread
 
 from retrymw import _reply
 from retrymw._context import Attempt, Running
@@ -15,7 +14,7 @@ from retrymw._core.exchange import Refuse
 from retrymw._core.policy import is_async
 from retrymw._recording import Recording
 from retrymw._settings import Settings
-from retrymw._threads import in_thread
+from retrymw._threads import COMMITTING, in_thread
 from retrymw.typing import Message, Receive, Scope, Send
 
 __all__ = ["Run"]
@@ -66,7 +65,8 @@ class Run(Running):
         self.over = False
         self.endpoint = None
         self.broken = None
-        self._committed = self._committing = False
+        self._committed = False
+        self._committing: anyio.Lock | None = None
         self.status: int | None = None
         self.released = False
         self._held: list[Message] | None = None
@@ -268,21 +268,20 @@ class Run(Running):
 
     async def commit(self) -> None:
         """Commit what the attempt leaves, once, if its response is worth it."""
-        for database in self.to_commit(self.status):
-            self._committing = True
-            try:
-                if is_async(database.commit):
-                    await database.commit(self.attempt)
-                else:  # in the app's own threads: ours are for undoing, and this may take long
-                    await anyio.to_thread.run_sync(
-                        database.commit, self.attempt, abandon_on_cancel=True
-                    )
-            except Exception as exc:
-                self._held = None  # the client is not told of what did not come about
-                self.broke(exc)
-                raise
-            finally:
-                self._committing = False
+        if self._committing is None:
+            self._committing = anyio.Lock()
+        async with self._committing:  # who comes meanwhile waits, and hears of it if it fails
+            for database in self.to_commit(self.status):
+                try:
+                    if is_async(database.commit):
+                        await database.commit(self.attempt)
+                    else:
+                        commit = (database.commit, self.attempt)
+                        await in_thread(*commit, abandon=True, limited=COMMITTING)
+                except BaseException as exc:
+                    self._held = None  # the client is not told of what did not come about
+                    self.broke(exc)
+                    raise
 
     async def release(self) -> None:
         """Send what is held, in its order; from here on the response passes through."""
@@ -290,9 +289,11 @@ class Run(Running):
         if held is None or self.released:
             return
         if self.settings.units and not self.over:
-            if self._committing:
+            if self._committing is not None and self._committing.locked():
                 return  # another task's message: it is sent with the rest
             await self.commit()
+            if self.released or self._held is None:
+                return
         self.released = True
         if self.recording is not None:
             self.recording.stop()

@@ -15,6 +15,7 @@ from retrymw._core.failure import Failure
 from retrymw._recording import Recording
 from retrymw._settings import Settings
 from retrymw.classify import classify
+from retrymw.exceptions import DisconnectionError
 from retrymw.marks import read_mark
 
 __all__ = ["Attempt", "Running", "current_attempt", "is_inside", "running"]
@@ -80,14 +81,24 @@ class Running:
         """
         if self.broken is not None:
             raise self.broken
+        units = self._units(status)
+        self._committed = self._committed or bool(units)
+        return units
+
+    def _units(self, status: int | None) -> list[Any]:
         attempt = self._attempt
         if self._committed or attempt is None or status is None or status >= 400:
             return []
-        self._committed = True
         return [unit for unit in self.settings.units if unit in (attempt.resources or ())]
 
-    def broke(self, exc: Exception) -> None:
+    def is_uncommitted(self, status: int | None) -> bool:
+        """Whether a response with this status would promise what was not committed."""
+        return self.broken is not None or bool(self._units(status))
+
+    def broke(self, exc: BaseException) -> None:
         """The commit has failed: so has the attempt, whatever the app makes of it (G4)."""
+        if not isinstance(exc, Exception):  # apps swallow cancellations of their own
+            exc = DisconnectionError("the commit was cancelled", phase="commit")
         self.broken = exc
         self.attempt.saw(exc)
 
@@ -206,15 +217,23 @@ class Attempt:
         callbacks.append(callback)
         return callbacks
 
-    def saw(self, exc: BaseException, *, commits: bool = True) -> Failure | None:
+    def saw(
+        self,
+        exc: BaseException,
+        *,
+        commits: bool = True,
+        handling: BaseException | None = None,
+    ) -> Failure | None:
         """For adapters and integrations: doom this attempt if ``exc`` is a failure of ours.
 
         Args:
             exc: the exception.
             commits: False where it is known that nothing was being committed when it struck, for
                 example because the statement was part of a transaction (G4).
+            handling: what was handled already when the statement began (``sys.exc_info()[1]``);
+                that is no part of what became of it.
         """
-        failure = classify(exc, known=self.known)
+        failure = classify(exc, known=self.known, handling=handling)
         if failure is not None and not self.over:
             if failure.leaves_commit_unknown and not commits:
                 failure = replace(failure, phase="execute")

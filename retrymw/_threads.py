@@ -9,21 +9,26 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-__all__ = ["in_thread"]
+__all__ = ["COMMITTING", "UNDOING", "in_thread"]
 
 T = TypeVar("T")
 
 _MOST_THREADS: Final = 40
-_limiter: Final = anyio.lowlevel.RunVar[anyio.CapacityLimiter]("retrymw_limiter")
+Limiter = anyio.lowlevel.RunVar[anyio.CapacityLimiter]
+
+UNDOING: Final = Limiter("retrymw_undoing")
+COMMITTING: Final = Limiter("retrymw_committing")  # may take long; nothing is to queue behind it
 
 
-async def in_thread(function: Callable[..., T], *args: object, abandon: bool = False) -> T:
+async def in_thread(
+    function: Callable[..., T], *args: object, abandon: bool = False, limited: Limiter = UNDOING
+) -> T:
     """``function(*args)`` in a worker thread; ``abandon`` lets a cancellation leave it behind."""
     try:
-        limiter = _limiter.get()
+        limiter = limited.get()
     except LookupError:
         limiter = anyio.CapacityLimiter(_MOST_THREADS)
-        _limiter.set(limiter)
+        limited.set(limiter)
     return await anyio.to_thread.run_sync(
         function, *args, limiter=limiter, abandon_on_cancel=abandon
     )

@@ -250,7 +250,7 @@ class Run(Running):
         for database in self.to_commit(self.status):
             try:
                 database.commit(self.attempt)
-            except Exception as exc:
+            except BaseException as exc:
                 # The client is not told of what did not come about.
                 self.status_line, self.held, self.complete = None, [], False
                 self.broke(exc)

@@ -171,7 +171,8 @@ class RetryMiddleware:
 
     async def _finish(self, run: Run, *, failed: bool) -> None:
         try:
-            await run.release()
+            if not (failed and run.is_uncommitted(run.status)):
+                await run.release()
         except Exception:
             if not failed:
                 raise

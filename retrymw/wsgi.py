@@ -185,6 +185,8 @@ class RetryMiddleware:
     def _pass(self, run: Run, error: Exception) -> Iterable[bytes]:
         """Let through what the app raised, after what the client is to have of the response."""
         try:
+            if run.is_uncommitted(run.status):
+                raise error
             if run.complete:  # close() raised: the server is to hear of it when it closes
                 run.start()
                 return Body(run, succeed=self._succeed, fail=self._broke, error=error)

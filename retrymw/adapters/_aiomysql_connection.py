@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         async def select_db(self, db: str) -> None: ...
         async def set_charset(self, charset: str) -> None: ...
         async def ping(self, reconnect: bool = True) -> None: ...
+        async def kill(self, thread_id: int) -> Any: ...
 
 else:
     _Connection = object
@@ -73,7 +74,7 @@ class WatchedConnection(_Connection):
         self.tracker = Tracker(self.errors, ddl_commits=True)
         self.ended = True
         self._bound = bound
-        self._late = self._dropped = False
+        self._late = self._dropped = self._discarded = False
         self._turn = asyncio.Lock()
         self._sender: asyncio.Task[Any] | None = None
 
@@ -99,15 +100,22 @@ class WatchedConnection(_Connection):
     @property
     def is_as_it_was(self) -> bool:
         """Whether another attempt may have this connection, once it is rolled back."""
-        if not self.is_open or self.tracker.lost or self._turn.locked():
+        if not self.is_open or self.tracker.lost or self.is_busy:
             return False
         unread = getattr(self._result, "unbuffered_active", False)
-        return not unread and self.get_autocommit() == self.autocommit_at_first
+        changed = self.tracker.touched or self.get_autocommit() != self.autocommit_at_first
+        return not (unread or changed)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return self._turn.locked()
 
     @property
     def was_dropped(self) -> bool:
         """Whether it was lost, or did not answer in time, so that others may be lost as well."""
-        return self._dropped or not (self.is_open or self.was_closed)
+        dropped = self._dropped or not (self.is_open or self.was_closed)
+        return dropped and not self._discarded
 
     def lend(self, attempt: Attempt | None) -> None:
         """From here on it is that attempt's."""
@@ -133,8 +141,9 @@ class WatchedConnection(_Connection):
 
     def discard(self) -> None:
         """Close it, without a word to the server."""
+        self._discarded = True
         self.cut()
-        if not self._turn.locked():  # else the driver does it, when it learns that there is an end
+        if not self.is_busy:  # else the driver does it, when it learns that there is an end
             self.close()
 
     async def query(self, sql: Any, unbuffered: bool = False) -> Any:
@@ -169,7 +178,8 @@ class WatchedConnection(_Connection):
         return await self._send(READING, super().show_warnings())
 
     async def select_db(self, db: str) -> None:
-        """As in the driver."""
+        """As in the driver; the connection goes to nobody else then."""
+        self.tracker.touched = True
         await self._send(READING, super().select_db(db))
 
     async def set_charset(self, charset: str) -> None:
@@ -177,8 +187,13 @@ class WatchedConnection(_Connection):
         await self._send(READING, super().set_charset(charset))
 
     async def ping(self, reconnect: bool = True) -> None:
-        """As in the driver."""
+        """As in the driver; but in an attempt it does not go on with half a transaction."""
+        reconnect = reconnect and self.tracker.attempt is None
         await self._send(READING, super().ping(reconnect))
+
+    async def kill(self, thread_id: int) -> Any:
+        """As in the driver."""
+        return await self._send(READING, super().kill(thread_id))
 
     def _read(self, packet: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """The packet as it is within a statement, which has its turn; else in turn and in time."""
@@ -200,13 +215,14 @@ class WatchedConnection(_Connection):
             answer.close()  # it was not awaited, which would be complained about
             raise
         self._sender = task
-        self.ended = False
         was_closed = self.was_closed
+        begun = False
         timer = self._loop.call_later(self._bound, self._end_waiting)
         try:
             sent = statement if self.is_open else READING  # over a closed one nothing is sent
             autocommit = sent is not READING and self.get_autocommit()
             with self.tracker.sending(sent, autocommit=autocommit):
+                begun, self.ended = True, False
                 return await answer
         except self.errors as exc:
             if self._late:
@@ -215,8 +231,9 @@ class WatchedConnection(_Connection):
                 self._dropped = True
             raise
         except BaseException:  # cancelled, say: what comes next over it can't be known
-            self.cut()
-            self.close()
+            if begun:
+                self.cut()
+                self.close()
             raise
         finally:
             timer.cancel()

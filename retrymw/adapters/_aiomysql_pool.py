@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
+import anyio
+
 from retrymw.adapters._aiomysql_connection import WatchedConnection
 from retrymw.exceptions import TooManyConnections
 
@@ -62,14 +64,13 @@ class Pool(Generic[C]):
         Raises:
             TooManyConnections: none came back in time.
         """
-        try:
-            # Nothing is waited for, and no task is made for it, as long as there is room.
-            waiting = self._slots.acquire()
-            await (asyncio.wait_for(waiting, self._timeout) if self._slots.locked() else waiting)
-        except (TimeoutError, asyncio.TimeoutError):
+        # asyncio.wait_for() may swallow a cancellation, before Python 3.12.
+        with anyio.move_on_after(self._timeout) as bound:
+            await self._slots.acquire()
+        if bound.cancelled_caught:
             raise TooManyConnections(
                 f"none of the pool's {self._maxsize} connections came back in {self._timeout} s"
-            ) from None
+            )
         self.in_use += 1
         try:
             connection = self._take() or await self._connect()
@@ -131,9 +132,10 @@ async def close(connection: WatchedConnection) -> None:
     """Tell the server, and close; within two seconds."""
     link = connection.link
     try:
-        await asyncio.wait_for(connection.ensure_closed(), _POLITE_SECONDS)
-    except (OSError, asyncio.TimeoutError, connection.errors):
-        pass  # it has gone already, or does not answer
+        with anyio.move_on_after(_POLITE_SECONDS):
+            await connection.ensure_closed()
+    except (OSError, connection.errors):
+        pass  # it has gone already
     finally:
         connection.discard()
         if link is not None:

@@ -103,6 +103,7 @@ class _AsyncLoan(Generic[C]):
     async def commit(self) -> None:
         async with self._lock:
             if self._connection is not None:
+                self._lender._check(self._connection, self._attempt)
                 await self._lender._commit(self._connection)
 
     async def rollback(self) -> None:

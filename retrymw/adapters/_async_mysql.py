@@ -6,6 +6,8 @@ import asyncio
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, ClassVar, Final, TypeVar
 
+import anyio
+
 from retrymw._context import Attempt
 from retrymw.adapters._aiomysql_connection import WatchedConnection
 from retrymw.adapters._aiomysql_pool import Pool, close
@@ -108,7 +110,9 @@ class AsyncMySQL(AsyncLender[C]):
             await connection.commit()
 
     async def _roll_back(self, connection: C) -> None:
-        if connection.is_as_it_was:
+        if connection.is_busy:  # with a task that was left behind
+            connection.discard()
+        elif connection.is_as_it_was:
             await connection.undo()
 
     async def _give_back(self, connection: C) -> None:
@@ -137,8 +141,9 @@ class AsyncMySQL(AsyncLender[C]):
     async def _connect(self) -> C:
         connection = self._connection(**self._connect_args)
         try:
-            await asyncio.wait_for(connection.open(), self._connect_timeout)
-        except (TimeoutError, asyncio.TimeoutError) as exc:
+            with anyio.fail_after(self._connect_timeout):
+                await connection.open()
+        except TimeoutError as exc:
             connection.discard()
             text = f"Can't connect to MySQL server on {self!r} in {self._connect_timeout} s"
             raise connection.OperationalError(_CANT_CONNECT, text) from exc

@@ -32,8 +32,9 @@ def check_commit(commit: object) -> bool:
 class Lender(ABC, Generic[C]):
     """A database whose connections are lent to attempts, one to each.
 
-    An adapter says how a connection is opened, rolled back, committed and given back. Each is
-    called by one thread at a time, but not always by the same one.
+    An adapter says how a connection is opened, rolled back, committed and given back. They are
+    called by different threads, one at a time, except that a commit which was given up may still be
+    under way when it is rolled back.
 
     Args:
         commit: ``"on-success"`` to commit what an attempt leaves when its response is about to be
@@ -121,9 +122,10 @@ class _Loan(Generic[C]):
             return self._connection
 
     def commit(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._lender._commit(self._connection)
+        connection = self._connection  # without the lock: to undo does not wait for a commit
+        if connection is not None:
+            self._lender._check(connection, self._attempt)
+            self._lender._commit(connection)
 
     def rollback(self) -> None:
         if self._connection is not None:  # or somebody is still connecting, who is not waited for

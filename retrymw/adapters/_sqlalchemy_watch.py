@@ -8,10 +8,11 @@ in the transaction of a pooled connection is kept in the connection's ``info``.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, RootTransaction, event
@@ -74,13 +75,15 @@ def cut(pooled: Any) -> None:
 
 
 class _Work:
-    """What a DBAPI connection is at, and whether what was sent last was to commit."""
+    """What a DBAPI connection is at; whether what was sent last was to commit, and what was being
+    handled then."""
 
-    __slots__ = ("busy", "committing", "transaction", "wire")
+    __slots__ = ("busy", "committing", "handling", "transaction", "wire")
 
     def __init__(self, dialect: Any, connection: Any = None) -> None:
         self.busy = 0
         self.committing = True
+        self.handling: BaseException | None = None
         self.wire = Wire(connection)
         self.transaction = Transaction(ddl_commits=dialect.name not in _DDL_IS_TRANSACTIONAL)
 
@@ -101,39 +104,55 @@ def _refuse(connection: Connection, *_: object) -> None:
             raise attempt.seen
 
 
+def _refuse_commit(connection: Connection, *args: object) -> None:
+    """When this raises, SQLAlchemy takes the transaction for ended, and its pool for reset."""
+    try:
+        _refuse(connection, *args)
+    except BaseException:
+        undone = False
+        with suppress(Exception):  # a connection that can't be rolled back is thrown away
+            connection.engine.dialect.do_rollback(connection.connection)
+            undone = True
+        if not undone and not connection.invalidated:
+            connection.invalidate()
+        raise
+
+
 def _seen(context: ExceptionContext) -> None:
     """Something failed while the driver was called."""
     exc = context.sqlalchemy_exception or context.original_exception
     if context.is_pre_ping or isinstance(exc, PendingRollbackError):
         return  # the pool mends it by itself; the consequence of what was seen before
-    failure = classify(exc)
+    connection = context.connection
+    work = _work_of(connection)
+    commits, handling = (True, None) if work is None else (work.committing, work.handling)
+    failure = classify(exc, handling=handling)
     if failure is None:
         return
-    connection = context.connection
     if failure.kind == "disconnection" and connection is not None and not connection.closed:
         context.is_disconnect = True  # throw it away, where SQLAlchemy itself would not
     attempt = current_attempt(None)
     if attempt is not None:
-        attempt.saw(exc, commits=_was_committing(connection))
+        attempt.saw(exc, commits=commits, handling=handling)
         transaction = None if connection is None else connection.get_transaction()
         if transaction is not None:
             _failed.add(transaction)
 
 
-def _was_committing(connection: Connection | None) -> bool:
-    """Whether a COMMIT may have been under way; unless it is known that none was, it may."""
+def _work_of(connection: Connection | None) -> _Work | None:
+    """What the connection was at, if that can be asked."""
     if connection is None or connection.closed or connection.invalidated:
-        return True
-    work = connection.connection.info.get(_KEY)
-    return work is None or bool(work.committing)
+        return None
+    work: _Work | None = connection.connection.info.get(_KEY)
+    return work
 
 
 _LISTENERS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("engine_connect", _connected),
     ("before_execute", _refuse),
     ("prepare_twophase", _refuse),
-    ("commit", _refuse),
-    ("commit_twophase", _refuse),
+    ("commit", _refuse_commit),
+    ("commit_twophase", _refuse_commit),
     ("handle_error", _seen),
 )
 
@@ -218,7 +237,7 @@ def _sending(
     if attempt is not None:
         attempt.commit_sent()
     work.busy += 1
-    work.committing = commits
+    work.committing, work.handling = commits, sys.exc_info()[1]
     try:
         yield
     except BaseException as exc:
@@ -229,6 +248,7 @@ def _sending(
         raise
     finally:
         work.busy -= 1
+    work.handling = None
     if attempt is not None:
         attempt.commit_answered(committed=True)
     transaction.answered(what, autocommit=autocommit)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from retrymw._context import Attempt, Running, running
 from retrymw.adapters._statements import ROLL_BACK, STAYS, Transaction, look
+from retrymw.classify import Failure
 
 __all__ = ["Tracker"]
 
@@ -60,7 +62,7 @@ class Tracker:
     def lend(self, attempt: Attempt | None) -> None:
         """From here on the connection, in no transaction, is that attempt's, or nobody's."""
         self.attempt = attempt
-        self.failed: Exception | None = None
+        self.failed: BaseException | None = None
         self._returned = attempt is None
         if attempt is not None:
             self.touched = False
@@ -94,6 +96,7 @@ class Tracker:
             return
         if self.failed is not None and not undoes:
             raise self.failed
+        handling = sys.exc_info()[1]
         commits = transaction.commits(what, autocommit=autocommit)
         if commits:
             attempt.commit_sent()
@@ -104,7 +107,10 @@ class Tracker:
             yield
         except BaseException as exc:
             alone = transaction.is_alone(autocommit=autocommit)
-            answered = self._is_answer(attempt, exc, commits=commits, alone=alone)
+            failure = attempt.saw(exc, commits=commits, handling=handling)
+            answered = self._is_answer(exc, failure)
+            if failure is not None and not (answered and alone):
+                self.failed = exc
             if not answered:
                 self.lost = True
             elif commits:
@@ -140,15 +146,8 @@ class Tracker:
                 "its own"
             )
 
-    def _is_answer(
-        self, attempt: Attempt, exc: BaseException, *, commits: bool, alone: bool
-    ) -> bool:
-        if not isinstance(exc, Exception):
-            return False
-        failure = attempt.saw(exc, commits=commits)
+    def _is_answer(self, exc: BaseException, failure: Failure | None) -> bool:
+        """Whether the server said so; in doubt it has not."""
         if failure is None:
             return isinstance(exc, self._errors)
-        is_answer = failure.kind != "disconnection"
-        if not (is_answer and alone):
-            self.failed = exc
-        return is_answer
+        return failure.kind != "disconnection"

@@ -202,9 +202,22 @@ class Connection(pymysql.connections.Connection):
         self.tracker.touched = True
         super().select_db(db)
 
+    def connect(self, sock: Any = None) -> None:
+        """As in PyMySQL; but not again in an attempt, which would go on with half a transaction."""
+        if self.tracker.attempt is not None:
+            raise RuntimeError("the connection of an attempt can't be connected again")
+        super().connect(sock)
+
     def ping(self, reconnect: Any = True) -> None:
-        """As in PyMySQL; but in an attempt it does not go on with half a transaction."""
-        super().ping(bool(reconnect) and self.tracker.attempt is None)  # type: ignore[call-overload]
+        """As in PyMySQL; but in an attempt it does not connect again."""
+        with self._sending(b"SELECT 1"):
+            super().ping(bool(reconnect) and self.tracker.attempt is None)  # type: ignore[call-overload]
+
+    def _read_packet(self, *args: Any) -> Any:
+        if self.tracker.busy or self.tracker.attempt is None:
+            return super()._read_packet(*args)  # type: ignore[no-untyped-call]
+        with self._sending(b"SELECT 1"):  # a further result, or rows of an unbuffered one
+            return super()._read_packet(*args)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _sending(self, statement: bytes) -> Iterator[None]:
@@ -219,6 +232,9 @@ class Connection(pymysql.connections.Connection):
         A statement of another thread is waited for as long, and then cut off.
         """
         if not self.open or self.tracker.lost:
+            return False
+        if getattr(getattr(self, "_result", None), "unbuffered_active", False):
+            self.close()  # PyMySQL would read all the rows that are left
             return False
         self._read_timeout = _UNDO_SECONDS
         if self._turn.acquire(timeout=_UNDO_SECONDS):

@@ -51,6 +51,7 @@ class Database:
         self._engine = engine
         self._make = sessionmaker(engine) if session is None else session
         _check_type("Database", "a sessionmaker", self._make, sessionmaker)
+        _check_bound(self._make, engine)
         watch(engine)
 
     def __repr__(self) -> str:
@@ -119,6 +120,7 @@ class AsyncDatabase:
         self._engine = engine
         self._make = async_sessionmaker(engine) if session is None else session
         _check_type("AsyncDatabase", "an async_sessionmaker", self._make, async_sessionmaker)
+        _check_bound(self._make, engine)
         watch(engine)
 
     def __repr__(self) -> str:
@@ -176,6 +178,16 @@ def _of_attempt(attempt: Attempt, database: object, make: Callable[[], S]) -> S:
         event.listen(sync_session, "after_transaction_create", functools.partial(_check, attempt))
         resources.setdefault(database, session)  # another thread may have been faster
     return cast("S", resources[database])
+
+
+def _check_bound(make: Any, engine: Engine | AsyncEngine) -> None:
+    """What another engine does would not be seen."""
+    bind = make.kw.get("bind")
+    if getattr(bind, "pool", None) is not engine.pool:
+        raise TypeError(
+            f"session is bound to {bind!r}; allowed: a sessionmaker of the same engine, as in "
+            "Database(engine, session=sessionmaker(engine))"
+        )
 
 
 def _check(attempt: Attempt, session: Session, _: object) -> None:

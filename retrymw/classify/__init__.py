@@ -40,7 +40,12 @@ _TYPES: Final = {
 }
 
 
-def classify(exc: BaseException, *, known: Sequence[Failure] = ()) -> Failure | None:
+def classify(
+    exc: BaseException,
+    *,
+    known: Sequence[Failure] = (),
+    handling: BaseException | None = None,
+) -> Failure | None:
     """What the database had to do with ``exc``; None if nothing that a replay could cure.
 
     The exception itself is looked at first, then the members of an exception group, a wrapper's
@@ -57,12 +62,14 @@ def classify(exc: BaseException, *, known: Sequence[Failure] = ()) -> Failure | 
         exc: what was raised.
         known: what an adapter made of it, or of what it wraps, when that was raised: the connection
             could be asked then, and may be closed now.
+        handling: what the caller was handling already when ``exc`` was raised: for an adapter,
+            which judges one statement by itself, that is no part of it.
     """
     if not isinstance(exc, Exception):
         return None
     failures: list[Failure] = []
     hidden: list[Failure] = []
-    links, complete = _chain(exc)
+    links, complete = _chain(exc, handling)
     for link, suppressed in links:
         failure = _classify_alone(link)
         # A layer may answer for the driver's exception, as Storm's classifier does.
@@ -176,7 +183,9 @@ def _package_of(cls: type[BaseException]) -> Package | None:
     return _TRANSPORT if transport else None
 
 
-def _chain(exc: BaseException) -> tuple[list[tuple[BaseException, bool]], bool]:
+def _chain(
+    exc: BaseException, handling: BaseException | None
+) -> tuple[list[tuple[BaseException, bool]], bool]:
     """An exception and what it wraps, each with whether it is hidden; and whether that is all.
 
     Hidden is what ``raise ... from`` another one, or None, suppresses: a pool's timeout hides what
@@ -195,7 +204,7 @@ def _chain(exc: BaseException) -> tuple[list[tuple[BaseException, bool]], bool]:
         for inner in (_attribute(link, "orig"), link.__cause__):
             if isinstance(inner, BaseException):
                 pending.append((inner, hidden))
-        if link.__context__ is not None:
+        if link.__context__ is not None and link.__context__ is not handling:
             pending.append((link.__context__, hidden or link.__suppress_context__))
     return list(links.values()), not pending
 

@@ -24,6 +24,7 @@ from anyio.from_thread import BlockingPortal
 import retrymw.adapters.aiomysql
 import retrymw.adapters.asyncmy
 from retrymw import (
+    DisconnectionError,
     RetryPolicy,
     TooManyConnections,
     current_attempt,
@@ -834,6 +835,217 @@ async def test_other_calls_take_part(database: Any, driver: Driver) -> None:
             await cursor.nextset()
             assert await cursor.fetchone() == (2,)
             await cursor.executemany("SELECT %s", [(1,), (2,)])
+
+
+# What outlives its attempt, and what a session keeps.
+
+
+@pytest.mark.anyio
+async def test_task_that_outlives_its_attempt(
+    database: Any, things: Things
+) -> None:
+    """G1, G4: gather() leaves a task behind; it stores nothing after the attempt was undone."""
+    replayed, audited = asyncio.Event(), asyncio.Event()
+    audits: list[asyncio.Task[None]] = []
+
+    async def order() -> None:
+        await execute(database, "INSERT INTO things VALUES ('order')")
+        if is_first():
+            raise DisconnectionError
+
+    async def audit(connection: Any) -> None:
+        if not is_first():
+            return
+        await replayed.wait()
+        try:
+            async with connection.cursor() as cursor:
+                await cursor.execute("INSERT INTO things VALUES ('audit')")
+            await connection.commit()
+        finally:
+            audited.set()
+
+    async def endpoint() -> None:
+        async with database.connection() as connection:
+            audits.append(asyncio.ensure_future(audit(connection)))
+            await asyncio.gather(order(), audits[-1])
+            replayed.set()
+            await audited.wait()
+            await connection.commit()
+
+    assert outcome(await request(endpoint, database, method="PUT")) == (200, "recovered")
+    assert things() == ["order"]
+    with pytest.raises(RuntimeError, match="the attempt of this code is over"):
+        await audits[0]
+    assert in_use(database) == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("waits", [False, True])
+async def test_task_and_the_connection_of_another_request(
+    open_database: Callable[..., Any], mariadb_proxy: FaultProxy, things: Things, waits: bool
+) -> None:
+    """G1: a task that was left behind can't commit what another request has begun, be it that it
+    asks at once or that it has to wait for its turn; nor does it cost the other one anything."""
+    database = open_database(maxsize=1)
+    begun = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def linger(connection: Any) -> None:
+        await begun.wait()
+        await connection.commit()
+
+    async def leave() -> None:
+        async with database.connection() as connection:
+            await connection.query("SELECT 1")
+            tasks.append(asyncio.ensure_future(linger(connection)))
+
+    async def half() -> str:
+        await execute(database, "INSERT INTO things VALUES ('half')")
+        begun.set()
+        if waits:
+            await execute(database, "SELECT SLEEP(0.1)")
+        with pytest.raises(RuntimeError, match="the attempt of this code is over"):
+            await tasks[0]
+        return str(await execute(database, "SELECT name FROM things"))
+
+    assert (await request(leave, database)).status_code == 200
+    assert (await request(half, database, method="POST")).text == "[('half',)]"
+    assert things() == []
+    assert mariadb_proxy.accepted == 1
+
+
+@pytest.mark.anyio
+async def test_rollback_cuts_a_statement(
+    database: Any, driver: Driver, mariadb: MariaDB, mariadb_proxy: FaultProxy
+) -> None:
+    """G1: the undo ends a statement at once, and not only when the connection is given back; that
+    is no reason to give up the other connections of the pool."""
+    async with database.connection(), database.connection():
+        pass  # two connections in the pool
+    sleeping = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE '%SLEEP(20%'"
+
+    async def endpoint() -> None:
+        await execute(database, "SELECT 1")
+        task = asyncio.ensure_future(execute(database, "SELECT SLEEP(20)"))
+        while mariadb.execute(sleeping) == [(1,)]:  # of this very statement  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await database.rollback(current_attempt())
+        with pytest.raises(driver.error):
+            await task
+
+    start = monotonic()
+    assert (await request(endpoint, database)).status_code == 200
+    assert monotonic() - start < 4
+    assert in_use(database) == 0
+    await identity(database)
+    assert mariadb_proxy.accepted == 2
+
+
+@pytest.mark.anyio
+async def test_ping_does_not_go_on_with_half_a_transaction(
+    database: Any, mariadb: MariaDB, mariadb_proxy: FaultProxy, things: Things
+) -> None:
+    """G4: ping() reconnects, but not in the midst of an attempt: its second half is not alone."""
+
+    @rollback_safe
+    async def endpoint() -> None:
+        async with database.connection() as connection:
+            await execute(database, "INSERT INTO things VALUES ('a')")
+            if is_first():
+                mariadb.kill_connections()
+                await settle(mariadb_proxy, 0)
+            await connection.ping()
+            await execute(database, "INSERT INTO things VALUES ('b')")
+            await connection.commit()
+
+    assert outcome(await request(endpoint, database, method="POST")) == (200, "recovered")
+    assert things() == ["a", "b"]
+
+
+@pytest.mark.anyio
+async def test_ping_reconnects_outside_a_request(
+    database: Any, mariadb: MariaDB, mariadb_proxy: FaultProxy
+) -> None:
+    """G5: outside of attempts ping() does what the driver's does."""
+    async with database.connection() as connection:
+        mariadb.kill_connections()
+        await settle(mariadb_proxy, 0)
+        await connection.ping()
+        await connection.query("SELECT 1")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        "USE information_schema",
+        "LOCK TABLES things READ",
+        "SELECT GET_LOCK('things', 0)",
+        "CREATE TEMPORARY TABLE some (x INT)",
+    ],
+)
+async def test_session_that_is_not_as_it_was(
+    database: Any, mariadb_proxy: FaultProxy, things: Things, sql: str
+) -> None:
+    """G1: a connection whose session has more than a rollback undoes goes to nobody else, and the
+    others of the pool stay."""
+    async with database.connection(), database.connection():
+        pass  # two connections in the pool
+
+    async def endpoint() -> str:
+        async with database.connection() as connection:
+            number = connection.thread_id()
+            await (execute(database, sql) if sql else connection.select_db("information_schema"))
+            return str(number)
+
+    touched = (await request(endpoint, database)).text
+    await settle(mariadb_proxy, 1)
+    assert str(await identity(database)) != touched
+    assert await execute(database, "SELECT DATABASE()") == [("app",)]
+    assert mariadb_proxy.accepted == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ticks", range(5))
+async def test_cancelled_as_a_connection_comes_back(database: Any, ticks: int) -> None:
+    """G6: a cancellation that comes when a connection is about to be had is not swallowed."""
+    async with database.connection():
+        pass
+    pool = database._pool()
+    first, second = await pool.acquire(), await pool.acquire()
+    waiting = asyncio.ensure_future(pool.acquire())
+    await asyncio.sleep(0.05)
+    pool.give_back(first, fit=True)
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    if waiting.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    else:
+        pool.give_back(await waiting, fit=True)
+    pool.give_back(second, fit=True)
+    assert in_use(database) == 0
+    async with database.connection(), database.connection():
+        pass  # there is room for two
+
+
+@pytest.mark.anyio
+async def test_cancelled_as_a_connection_is_opened(
+    database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6: nor is one that comes when a connection was just opened."""
+    opened = database._connection.open
+
+    async def open_and_cancel(connection: Any) -> None:
+        await opened(connection)
+        asyncio.get_running_loop().call_soon(connecting.cancel)
+
+    monkeypatch.setattr(database._connection, "open", open_and_cancel)
+    connecting = asyncio.ensure_future(identity(database))
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert in_use(database) == 0
 
 
 # Configuration.
