@@ -233,8 +233,10 @@ class Connection(pymysql.connections.Connection):
         """
         if not self.open or self.tracker.lost:
             return False
-        if getattr(getattr(self, "_result", None), "unbuffered_active", False):
-            self.close()  # PyMySQL would read all the rows that are left
+        result: Any = getattr(self, "_result", None)
+        if getattr(result, "unbuffered_active", False):
+            result.unbuffered_active = False  # PyMySQL would read all the rows that are left
+            self.close()
             return False
         self._read_timeout = _UNDO_SECONDS
         if self._turn.acquire(timeout=_UNDO_SECONDS):

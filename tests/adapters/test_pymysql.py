@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from retrymw import RetryPolicy, current_attempt, rollback_safe
+from retrymw import RetryPolicy, current_attempt, idempotent, rollback_safe
 from retrymw.adapters.pymysql import Connection, Database
 from retrymw.asgi import RetryMiddleware
 from retrymw.testing import AdapterConformance, FaultProxy
@@ -424,6 +424,206 @@ def test_thread_in_a_statement_does_not_delay_the_end(database: Database) -> Non
         request(endpoint, database)
     threads[0].join(10)
     assert monotonic() - start < 9
+
+
+# What outlives its attempt, and what goes past query().
+
+
+def test_thread_that_kept_the_connection(pooled: Open, things: Callable[[], list[str]]) -> None:
+    """G1, G4: a thread of an attempt that is over can't work in another request's transaction."""
+    pool = functools.partial(QueuePool, pool_size=1, max_overflow=0, timeout=0.2)
+    database = pooled(pool=pool)
+    may_go_on, errors = threading.Event(), []
+    threads: list[threading.Thread] = []
+
+    def late(connection: Connection) -> None:
+        may_go_on.wait(10)
+        for action in (lambda: insert(connection, "late"), connection.commit, connection.rollback):
+            try:
+                action()
+            except RuntimeError as error:
+                errors.append(error)
+
+    def leave(request: Request) -> Response:
+        with database.connection() as connection:
+            run = contextvars.copy_context().run
+            threads.append(threading.Thread(target=run, args=(late, connection)))
+            threads[0].start()
+        return PlainTextResponse("")
+
+    def work(request: Request) -> Response:
+        with database.connection() as connection:
+            insert(connection, "half")
+            may_go_on.set()
+            threads[0].join(10)
+            insert(connection, "whole")
+            connection.commit()
+        return PlainTextResponse("")
+
+    assert request(leave, database).status_code == 200
+    assert outcome(request(work, database, method="POST")) == (200, None)
+    assert len(errors) == 3
+    assert things() == ["half", "whole"]
+
+
+def test_ping_does_not_go_on_elsewhere(
+    database: Database, mariadb: MariaDB, things: Callable[[], list[str]]
+) -> None:
+    """A ping that would connect again in mid-transaction fails: no second half goes alone."""
+
+    @rollback_safe
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            insert(connection, "first half")
+            if current_attempt().number == 1:
+                mariadb.kill_connections()
+            connection.ping(reconnect=True)
+            insert(connection, "second half")
+            connection.commit()
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == (200, "recovered")
+    assert things() == ["first half", "second half"]
+
+
+def test_connects_once(database: Database) -> None:
+    """An attempt's connection can't be connected again by hand."""
+
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            connection.connect()
+        raise AssertionError("not reached")
+
+    with pytest.raises(RuntimeError, match="can't be connected again"):
+        request(endpoint, database)
+
+
+def test_failure_in_a_further_result(
+    database: Database, mariadb: MariaDB, things: Callable[[], list[str]]
+) -> None:
+    """A conflict that comes with the second result of a CALL is seen as well."""
+    mariadb.execute(
+        "CREATE PROCEDURE app.two() BEGIN SELECT 1; "
+        "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213; END"
+    )
+
+    @idempotent
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection, connection.cursor() as cursor:
+            if current_attempt().number == 1:
+                with suppress(pymysql.Error):
+                    cursor.callproc("two")
+                    cursor.nextset()
+            insert(connection, "a")
+            connection.commit()
+        return PlainTextResponse("")
+
+    try:
+        assert outcome(request(endpoint, database, method="POST")) == (200, "recovered")
+    finally:
+        mariadb.execute("DROP PROCEDURE app.two")
+    assert things() == ["a"]
+
+
+def test_rows_that_were_not_fetched(database: Database) -> None:
+    """G2: the rows left in an unbuffered cursor are not read before the rollback."""
+
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            cursor = connection.cursor(pymysql.cursors.SSCursor)
+            cursor.execute("SELECT seq FROM seq_1_to_20000000")
+            cursor.fetchone()
+        raise LookupError("a bug")
+
+    start = monotonic()
+    with pytest.raises(LookupError):
+        request(endpoint, database)
+    assert monotonic() - start < 4
+
+
+def test_setting_a_variable_commits_nothing(database: Database, mariadb_proxy: FaultProxy) -> None:
+    """G3: SET after a write is no commit, so what fails after it is replayed."""
+    cut = once(lambda: mariadb_proxy.cut("reset", at=1))
+
+    @rollback_safe
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            insert(connection, "a")
+            connection.cursor().execute("SET @a = 1")
+            cut()
+            connection.cursor().execute("SELECT 1")
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == (200, "recovered")
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda connection: connection.select_db("information_schema"),
+        lambda connection: connection.cursor().execute("LOCK TABLES things WRITE"),
+        lambda connection: connection.cursor().execute("SELECT GET_LOCK('mine', 1)"),
+    ],
+)
+def test_session_that_was_touched(pooled: Open, touch: Callable[[Connection], object]) -> None:
+    """G1: a connection with what a rollback does not undo goes to nobody else."""
+    database = pooled()
+
+    def endpoint(request: Request) -> Response:
+        with database.connection() as connection:
+            touch(connection)
+        return PlainTextResponse("")
+
+    first_id = request(read(database), database).text
+    assert request(endpoint, database).status_code == 200
+    assert request(read(database), database).text != first_id
+
+
+def test_another_databases_failure_is_not_this_ones(
+    database: Database, things: Callable[[], list[str]]
+) -> None:
+    """G5: what fails while another database's failure is handled is judged by itself."""
+
+    def endpoint(request: Request) -> Response:
+        try:
+            raise pymysql.err.OperationalError(2013, "of another database")
+        except pymysql.err.OperationalError:
+            with database.connection() as connection:
+                insert(connection, "a")
+                with suppress(pymysql.err.IntegrityError):
+                    insert(connection, "a")
+                connection.commit()
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == (200, None)
+    assert things() == ["a"]
+
+
+def test_lost_commit_that_was_being_handled(
+    database: Database,
+    mariadb: MariaDB,
+    mariadb_proxy: FaultProxy,
+    things: Callable[[], list[str]],
+) -> None:
+    """G4: a COMMIT that was lost without an adapter is told by what fails while it is handled."""
+
+    @rollback_safe
+    def endpoint(request: Request) -> Response:
+        arguments = mariadb.connect_args(host=mariadb_proxy.host, port=mariadb_proxy.port)
+        raw = pymysql.connect(**arguments, ssl_disabled=True)
+        try:
+            raw.cursor().execute(f"INSERT INTO things VALUES ('{current_attempt().number}')")
+            mariadb_proxy.cut("reset", at="commit")
+            raw.commit()
+        except pymysql.err.OperationalError:
+            with database.connection() as connection:
+                insert(connection, "log")
+                mariadb.kill_connections()
+                insert(connection, "more")
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == (503, "unknown")
+    assert things() == ["1"]
 
 
 class OnMariaDB:

@@ -243,3 +243,72 @@ async def test_cancelled_in_the_commit():
         await request(using(unit), unit, client)
     assert client.sent == []
     assert unit.log == ["open 1", "rollback 1", "release 1"]
+
+
+async def test_cancellation_in_the_commit_that_the_app_swallows():
+    """G4: a commit that the app gave up, by a time limit say, is no reason to say 200."""
+
+    class Stuck(AsyncUnit):
+        async def commit(self, attempt):
+            await anyio.sleep_forever()
+
+    unit = Stuck()
+    sent = []
+
+    async def app(scope, receive, send):
+        unit.use()
+        current_attempt().on_success(lambda: sent.append("mail"))
+        await send(START)
+        with anyio.move_on_after(0.01):
+            await send({"type": "http.response.body", "body": b"ok"})
+
+    client = await request(app, unit, Client("POST"))
+    assert (client.status, client.header("retry-outcome")) == (503, "unknown")
+    assert sent == []
+
+
+async def test_app_returns_while_a_task_of_its_own_commits():
+    """G4: the app may return before its task has sent the response; its commit is waited for."""
+    failing = anyio.Event()
+
+    class Slow(AsyncUnit):
+        async def commit(self, attempt):
+            await failing.wait()
+            raise lost("commit")
+
+    unit = Slow()
+
+    async def app(scope, receive, send):
+        unit.use()
+        await send(START)
+
+        async def body():
+            with contextlib.suppress(DisconnectionError):
+                await send({"type": "http.response.body", "body": b"ok"})
+
+        group.start_soon(body)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(failing_soon)
+
+    async def failing_soon():
+        failing.set()
+
+    async with anyio.create_task_group() as group:
+        client = await request(app, unit, Client("POST"))
+    assert (client.status, client.header("retry-outcome")) == (503, "unknown")
+
+
+async def test_complete_response_and_then_an_exception():
+    """With hold="until-return", what was not committed is not promised either."""
+    unit = Unit()
+    client = Client()
+
+    async def app(scope, receive, send):
+        unit.use()
+        await answer(send)
+        raise NotOurs("after the response")
+
+    with pytest.raises(NotOurs):
+        await request(app, unit, client, policy=policy(hold="until-return"))
+    assert client.sent == []
+    assert unit.log == ["open 1", "rollback 1", "release 1"]

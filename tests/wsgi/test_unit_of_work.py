@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,18 @@ import pytest
 from retrymw import Attempt
 from retrymw.typing import WSGIApp
 
-from .helpers import Chunks, FakeDatabase, Reply, answer, doing, generate, lost, serve
+from .helpers import (
+    TEXT,
+    Chunks,
+    FakeDatabase,
+    Reply,
+    answer,
+    doing,
+    generate,
+    lost,
+    request,
+    serve,
+)
 
 Wrap = Callable[..., WSGIApp]
 
@@ -118,3 +130,42 @@ def test_iterable_of_a_failed_commit_is_closed_once(retry: Wrap) -> None:
     bodies = iter(chunks)
     reply(retry(doing(unit.open, answer(lambda: next(bodies))), databases=[unit]), unit)
     assert [each.closed for each in chunks] == [1, 1]
+
+
+class Stop(BaseException):
+    """Like gevent's Timeout."""
+
+
+def test_commit_that_the_app_gave_up(retry: Wrap) -> None:
+    """G4: a commit that the app gave up, by a time limit say, is no reason to say 200."""
+    unit = Unit(Stop())  # type: ignore[arg-type]  # no Exception
+
+    def app(environ: Any, start_response: Any) -> Any:
+        unit.open()
+        write = start_response("200 OK", TEXT)
+        with contextlib.suppress(Stop):
+            write(b"hello")
+        return []
+
+    made = serve(retry(app, databases=[unit]), request("POST"))
+    assert (made.status, made.outcome) == (503, "unknown")
+
+
+@pytest.mark.parametrize("hold", ["first-chunk", "until-return"])
+def test_exception_after_the_start(retry: Wrap, hold: str) -> None:
+    """An attempt that raised is not committed, whatever it has started before that."""
+    unit = Unit()
+    chunks = (b"", LookupError("a bug")) if hold == "first-chunk" else (b"a", LookupError("a bug"))
+    app = doing(unit.open, generate(*chunks))
+    with pytest.raises(LookupError):
+        reply(retry(app, databases=[unit], hold=hold), unit)
+    assert unit.order == ["rollback", "release"]
+
+
+def test_exception_in_close(retry: Wrap) -> None:
+    """The same if it is the iterable's close() that raises."""
+    unit = Unit()
+    app = doing(unit.open, answer(lambda: Chunks(b"", on_close=LookupError("a bug"))))
+    with pytest.raises(LookupError):
+        reply(retry(app, databases=[unit]), unit)
+    assert "commit" not in unit.order
