@@ -5,6 +5,7 @@
 PYTHONS = $(eval PYTHONS := $$(shell scripts/pythons 2>/dev/null | cut -d' ' -f1))$(PYTHONS)
 OLDEST = $(firstword $(PYTHONS))
 NEWEST = $(lastword $(PYTHONS))
+WORKERS = 4  # of pytest; each has servers of its own, and most of the time waits for them
 TESTED = $(sort $(OLDEST) $(NEWEST))
 BIN = .venvs/$(NEWEST)/bin
 
@@ -19,7 +20,8 @@ test: venvs  ## Run all tests, on the oldest and the newest Python here
 	@for python in $(TESTED); do \
 		echo "== Python $$python"; \
 		test $$python = $(NEWEST) && some= || some=--ignore=tests/servers/test_matrix.py; \
-		.venvs/$$python/bin/python -m pytest --cov --cov-append $$some || exit; \
+		.venvs/$$python/bin/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-append \
+			$$some || exit; \
 	done
 
 check: lint types walls docs  ## Run the linters, the type checker, the import walls, build the docs

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from retrymw import RetryPolicy, current_attempt, rollback_safe
+from retrymw import DisconnectionError, RetryPolicy, current_attempt, rollback_safe
 from retrymw.adapters import _sqlalchemy_watch
 from retrymw.adapters.sqlalchemy import AsyncDatabase, Database, watch
 from retrymw.asgi import RetryMiddleware
@@ -846,6 +846,110 @@ def test_async_task_in_a_statement(run: Callable[..., httpx.Response], kind: str
     tasks: list[asyncio.Task[None]] = []
     assert outcome(run(make)) == (200, None)
     assert monotonic() - start < 4
+
+
+# What outlives its attempt.
+
+
+def test_thread_that_kept_the_session(database: Database, server: Server) -> None:
+    """G4: a thread of a failed attempt can not commit, with its session, what is replayed."""
+    replayed, errors = threading.Event(), []
+    threads: list[threading.Thread] = []
+
+    def late(session: Session) -> None:
+        replayed.wait(10)
+        try:
+            session.add(Thing(name="late"))
+            session.commit()
+        except RuntimeError as error:
+            errors.append(error)
+
+    @rollback_safe
+    def endpoint(request: Request) -> Response:
+        with database.session() as session:
+            if first():
+                session.add(Thing(name="first"))
+                session.flush()
+                run = contextvars.copy_context().run
+                threads.append(threading.Thread(target=run, args=(late, session)))
+                threads[0].start()
+                raise DisconnectionError("elsewhere")
+            replayed.set()
+            threads[0].join(10)
+            session.add(Thing(name="second"))
+            session.commit()
+        return PlainTextResponse("")
+
+    assert outcome(request(endpoint, database, method="POST")) == RECOVERED
+    assert "is over" in str(errors[0])
+    assert names(server) == ["second"]
+
+
+@every_async_driver
+def test_async_sibling_that_kept_the_session(
+    run: Callable[..., httpx.Response], server: Server
+) -> None:
+    """G4: so does no task; gather() does not cancel the others when one of them fails."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def make(database: AsyncDatabase) -> Endpoint:
+        async def sibling(session: Any, failed: asyncio.Event) -> None:
+            await failed.wait()
+            session.add(Thing(name="late"))
+            await session.commit()
+
+        @rollback_safe
+        async def endpoint(request: Request) -> Response:
+            async with database.session() as session:
+                if first():
+                    failed = asyncio.Event()
+                    tasks.append(asyncio.create_task(sibling(session, failed)))
+                    current_attempt().on_rollback(failed.set)
+                    raise DisconnectionError("elsewhere")
+                with pytest.raises(RuntimeError, match="is over"):
+                    await tasks[0]
+                session.add(Thing(name="second"))
+                await session.commit()
+            return PlainTextResponse("")
+
+        return endpoint
+
+    assert outcome(run(make, method="POST")) == RECOVERED
+    assert names(server) == ["second"]
+
+
+@pytest.mark.parametrize("connects", [Session, Engine.connect])
+def test_failed_transaction_of_a_watched_engine(
+    make_engine: Make, server: Server, conflict: Any, connects: Callable[[Engine], Any]
+) -> None:
+    """G1, G4: half a transaction that the app commits all the same is not left in the pool, for
+    the next request to commit."""
+    engine = make_engine(pool_size=1)
+    watch(engine)
+
+    def half(request: Request) -> Response:
+        with connects(engine) as connection:
+            connection.execute(text("INSERT INTO things VALUES ('half')"))
+            with suppress(exc.DBAPIError):
+                connection.execute(conflict)
+            connection.commit()
+        return PlainTextResponse("")
+
+    def whole(request: Request) -> Response:
+        with engine.begin() as connection:
+            connection.execute(text("INSERT INTO things VALUES ('whole')"))
+        return PlainTextResponse("")
+
+    assert outcome(request(half, method="POST")) == (503, "not-replayable")
+    assert outcome(request(whole, method="POST")) == (200, None)
+    assert names(server) == ["whole"]
+
+
+@on_mariadb
+def test_session_of_another_engine(make_engine: Make) -> None:
+    """Sessions of an engine that is not watched are refused at start-up."""
+    with pytest.raises(TypeError, match="same engine"):
+        Database(make_engine(), session=sessionmaker(make_engine()))
 
 
 # The conformance suite.
