@@ -841,9 +841,7 @@ async def test_other_calls_take_part(database: Any, driver: Driver) -> None:
 
 
 @pytest.mark.anyio
-async def test_task_that_outlives_its_attempt(
-    database: Any, things: Things
-) -> None:
+async def test_task_that_outlives_its_attempt(database: Any, things: Things) -> None:
     """G1, G4: gather() leaves a task behind; it stores nothing after the attempt was undone."""
     replayed, audited = asyncio.Event(), asyncio.Event()
     audits: list[asyncio.Task[None]] = []

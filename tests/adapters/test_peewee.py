@@ -7,7 +7,9 @@ import contextvars
 import gc
 import inspect
 import logging
+import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
@@ -850,6 +852,43 @@ def test_release_does_not_wait_for_others_that_connect(shop: Shop) -> None:
     assert len(pool._connections) == 2
 
 
+def test_cursor_that_outlives_its_attempt(shop: Shop) -> None:
+    """G1: between the end of an attempt and its rollback a thread's cursor writes nothing."""
+    pool, database = shop.adapted()
+    cursors = []
+    errors: list[RuntimeError] = []
+
+    class Late:
+        """A database that is rolled back after peewee's, in whose rollback the thread writes."""
+
+        def rollback(self, attempt: Any) -> None:
+            try:
+                cursors[0]()
+            except RuntimeError as error:
+                errors.append(error)
+
+        def release(self, attempt: Any) -> None: ...
+
+        def ping(self) -> None: ...
+
+    late = Late()
+
+    def endpoint() -> None:
+        current_attempt().resource(late)[late] = True
+        cursor = pool.cursor()
+        write = partial(cursor.execute, "INSERT INTO things VALUES ('late')")
+        cursors.append(partial(contextvars.copy_context().run, write))
+        raise LookupError("a bug")
+
+    with pytest.raises(LookupError):
+        request(endpoint, database, late)
+    with pytest.raises(RuntimeError, match=r"given back already|is over"):
+        cursors[0]()
+    assert [type(error) for error in errors] == [RuntimeError]
+    assert shop.names() == []
+    assert_free(pool)
+
+
 def test_outside_of_attempts(shop: Shop) -> None:
     """In a script each thread has a connection of its own, as in peewee itself."""
     pool, _ = shop.adapted()
@@ -915,6 +954,180 @@ def test_unit_of_work_goes_on_after_a_commit(shop: Shop) -> None:
 
     assert told(request(endpoint, database)) == (400, None)
     assert shop.names() == ["a"]
+
+
+def test_commit_that_is_answered_with_a_rollback(shop: Shop) -> None:
+    """G4: PostgreSQL rolls back what it is asked to commit after a refusal; no 200 is sent then."""
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+    Thing.create(name="a")
+
+    def endpoint() -> None:
+        Thing.create(name="b")
+        with suppress(peewee.IntegrityError):
+            Thing.create(name="a")
+
+    if isinstance(shop.server, MariaDB):
+        assert told(request(endpoint, database)) == (200, None)
+        assert shop.names() == ["a", "b"]
+    else:
+        with pytest.raises(peewee.InternalError, match="transaction is aborted"):
+            request(endpoint, database)
+        assert shop.names() == ["a"]
+
+
+def test_refusal_that_a_savepoint_healed(shop: Shop) -> None:
+    """What was refused within atomic() is undone there; the rest is committed."""
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    def endpoint() -> None:
+        Thing.create(name="a")
+        with suppress(peewee.IntegrityError), pool.atomic():
+            Thing.create(name="a")
+
+    assert told(request(endpoint, database)) == (200, None)
+    assert shop.names() == ["a"]
+
+
+@pytest.mark.parametrize("asgi", [False, True])
+def test_after_commit_writes(shop: Shop, asgi: bool) -> None:
+    """What functions of after_commit() write is committed, each one's by itself, nested ones' too."""
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    def later() -> None:
+        Thing.create(name="b")
+        pool.after_commit(lambda: Thing.create(name="c"))
+
+    def endpoint() -> None:
+        with pool.atomic():
+            Thing.create(name="a")
+            pool.after_commit(later)
+            pool.after_commit(lambda: Thing.create(name="d"))
+
+    async def wait() -> None:
+        await anyio.to_thread.run_sync(endpoint)
+
+    response = anyio.run(asgi_request, wait, database) if asgi else request(endpoint, database)
+    assert told(response) == (200, None)
+    assert shop.names() == ["a", "b", "c", "d"]
+    assert_free(pool)
+
+
+def test_after_commit_fails(shop: Shop) -> None:
+    """G4: the error of such a function passes; what it wrote is undone, what went before stays."""
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    def broken() -> None:
+        Thing.create(name="undone")
+        raise LookupError("a bug")
+
+    def endpoint() -> None:
+        Thing.create(name="a")
+        pool.after_commit(lambda: Thing.create(name="b"))
+        pool.after_commit(broken)
+        pool.after_commit(lambda: Thing.create(name="never"))
+
+    with pytest.raises(LookupError):
+        request(endpoint, database)
+    assert shop.names() == ["a", "b"]
+    assert_free(pool)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_unit_of_work_goes_on_after_ddl(shop: Shop, refused: bool) -> None:
+    """DDL ends the transaction in MariaDB and MySQL, even if it is refused; then there is another."""
+    if not isinstance(shop.server, MariaDB):
+        pytest.skip("DDL is part of the transaction in PostgreSQL")
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    def endpoint() -> int:
+        Thing.create(name="a")
+        with suppress(peewee.PeeweeException):
+            pool.execute_sql("DROP TABLE nowhere" if refused else "ANALYZE TABLE things")
+        Thing.create(name="b")
+        Thing.create(name="c")
+        return 400
+
+    assert told(request(endpoint, database)) == (400, None)
+    assert shop.names() == ["a"]
+
+
+def test_temporary_tables_commit_nothing(shop: Shop) -> None:
+    """What makes and drops temporary tables is part of the transaction, in MariaDB and MySQL too."""
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    def endpoint() -> int:
+        Thing.create(name="a")
+        pool.execute_sql("CREATE TEMPORARY TABLE passing (name VARCHAR(50))")
+        Thing.create(name="b")
+        if isinstance(shop.server, MariaDB):
+            pool.execute_sql("DROP TEMPORARY TABLE passing")
+        Thing.create(name="c")
+        return 400
+
+    assert told(request(endpoint, database)) == (400, None)
+    assert shop.names() == []
+
+
+def test_unit_of_work_goes_on_after_a_refused_commit(shop: Shop) -> None:
+    """A COMMIT that is refused ends the transaction, and what comes after is one again."""
+    if not isinstance(shop.server, PostgreSQL):
+        pytest.skip("only PostgreSQL checks constraints in a COMMIT")
+    shop.server.execute(
+        "ALTER TABLE app.things ADD CONSTRAINT once UNIQUE (name) DEFERRABLE INITIALLY DEFERRED, "
+        "DROP CONSTRAINT things_pkey"
+    )
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    def endpoint() -> int:
+        Thing.create(name="a")
+        Thing.create(name="a")
+        with pytest.raises(peewee.IntegrityError):
+            pool.commit()
+        Thing.create(name="b")
+        Thing.create(name="c")
+        return 400
+
+    assert told(request(endpoint, database)) == (400, None)
+    assert shop.names() == []
+
+
+@pytest.mark.parametrize("end", ["session_commit", "session_rollback"])
+def test_unit_of_work_goes_on_after_a_session(shop: Shop, end: str) -> None:
+    """peewee's session methods end the transaction; atomic() is a savepoint in the next one."""
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    def endpoint() -> int:
+        Thing.create(name="a")
+        assert getattr(pool, end)() is True
+        Thing.create(name="b")
+        with pool.atomic():
+            Thing.create(name="c")
+        return 400
+
+    assert told(request(endpoint, database)) == (400, None)
+    assert shop.names() == (["a"] if end == "session_commit" else [])
+
+
+def test_connect_after_close_in_a_unit_of_work(shop: Shop) -> None:
+    """close() does nothing there, so connect() says that the connection is open."""
+    pool, database = shop.adapted("on-success")
+
+    def endpoint() -> None:
+        assert pool.connect() is True
+        assert pool.close() is False
+        assert pool.connect() is False
+        pool.execute_sql("SELECT 1")
+
+    assert told(request(endpoint, database)) == (200, None)
+    assert_free(pool)
 
 
 # What is refused at start-up.
@@ -1369,3 +1582,157 @@ def test_decorated_is_what_it_was() -> None:
     assert inspect.iscoroutinefunction(wait)
     assert inspect.isgeneratorfunction(items)
     assert inspect.isasyncgenfunction(later)
+
+
+# The garbage collector may end a generator anywhere.
+
+
+class Forgotten:
+    """A generator that only a reference cycle keeps, until ``end()`` collects it."""
+
+    def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
+        cycle: list[Any] = [begin()]
+        next(cycle[0])
+        cycle.append(cycle)
+        self.left = [cycle]
+
+    def end(self) -> None:
+        if self.left:
+            self.left.pop()
+            gc.collect()
+
+
+def ended_at(
+    call: Callable[[], object], begin: Callable[[], Iterator[Any]], moment: int
+) -> bool:
+    """Call with a generator that is collected at some moment while peewee or a driver is at work.
+
+    False if the call was over before that moment.
+    """
+    forgotten = Forgotten(begin)
+    passed = 0
+
+    def trace(frame: Any, event: str, arg: object) -> None:
+        nonlocal passed
+        name = frame.f_globals.get("__name__", "")
+        at_work = ("peewee", "playhouse", "pymysql", "MySQLdb", "psycopg")
+        if name.startswith((*at_work, "retrymw.adapters._peewee_loan")):
+            passed += 1
+            if passed == moment:
+                forgotten.end()
+
+    gc.disable()
+    sys.setprofile(trace)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+        forgotten.end()
+    return passed >= moment
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["in a thread", "in an attempt"])
+@pytest.mark.parametrize("connected", [False, True])
+def test_generator_that_is_collected_in_a_statement(
+    shop: Shop, inside: bool, connected: bool
+) -> None:
+    """It takes no connection from a statement that is on its way; the next call gives back."""
+    pool, database = shop.adapted()
+    released = release_connection(pool)
+
+    @released
+    def items() -> Iterator[int]:
+        yield 1
+
+    @released
+    def use() -> None: ...
+
+    def ask() -> None:
+        assert pool.execute_sql("SELECT 7").fetchone() == (7,)
+        assert len(pool._in_use) == 1
+
+    def at_every_moment() -> None:
+        moment = 1
+        while True:
+            if connected:
+                pool.connect(reuse_if_open=True)
+            go_on = ended_at(ask, items, moment)
+            use()
+            assert_free(pool)
+            if not go_on:
+                break
+            moment += 1
+        assert moment > 5
+
+    if inside:
+        assert told(request(at_every_moment, database)) == (200, None)
+    else:
+        at_every_moment()
+    assert shop.proxy.accepted == 1
+
+
+def test_generator_that_is_collected_in_the_decorator(mariadb: MariaDB) -> None:
+    """The decorator does not wait for itself, wherever the garbage collector ends a generator."""
+    arguments = mariadb.connect_args()
+    pool = PooledMySQLDatabase(arguments.pop("database"), **arguments, max_connections=2)
+    released = release_connection(pool)
+
+    @released
+    def items() -> Iterator[int]:
+        yield pool.execute_sql("SELECT 1").fetchone()[0]
+
+    @released
+    def use() -> None:
+        pool.execute_sql("SELECT 1")
+
+    def in_thread() -> None:
+        left = [Forgotten(items) for _ in range(40)]
+
+        def trace(frame: Any, event: str, arg: object) -> Any:
+            if frame.f_globals.get("__name__") != "retrymw.adapters._peewee_release":
+                return None
+            if left:
+                left.pop().end()
+            return trace
+
+        sys.settrace(trace)
+        try:
+            use()
+        finally:
+            sys.settrace(None)
+        assert 0 < len(left) < 35
+        for forgotten in left:
+            forgotten.end()
+        done.set()
+
+    done = threading.Event()
+    threading.Thread(target=in_thread, daemon=True).start()
+    assert done.wait(20)
+    assert_free(pool)
+    pool.close_all()
+
+
+def test_error_in_an_async_generator_is_freed_at_once() -> None:
+    """What was thrown into an async generator is in no reference cycle, which would keep frames."""
+    pool = PooledMySQLDatabase("shop")
+
+    @asynccontextmanager
+    @release_connection(pool)
+    async def dependency() -> AsyncIterator[int]:
+        yield 1
+
+    async def main() -> None:
+        async with dependency():
+            error = LookupError("a bug")
+            errors.append(weakref.ref(error))
+            raise error
+
+    errors: list[weakref.ref[LookupError]] = []
+    gc.disable()
+    try:
+        with suppress(LookupError):
+            asyncio.run(main())
+        assert errors[0]() is None
+    finally:
+        gc.enable()

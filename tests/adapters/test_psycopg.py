@@ -19,9 +19,15 @@ import pytest
 from anyio.from_thread import BlockingPortal
 from psycopg import sql
 from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolClosed
+from psycopg_pool import (
+    AsyncConnectionPool,
+    ConnectionPool,
+    NullConnectionPool,
+    PoolClosed,
+    PoolTimeout,
+)
 
-from retrymw import current_attempt, rollback_safe
+from retrymw import DisconnectionError, current_attempt, rollback_safe
 from retrymw.adapters import _psycopg_watch
 from retrymw.adapters.psycopg import AsyncConnection, AsyncDatabase, Connection, Database
 from retrymw.testing import FaultProxy
@@ -32,7 +38,7 @@ from retrymw.testing.conformance import (
     Subject,
     UnitOfWorkConformance,
 )
-from retrymw.testing.conformance._stage import RECOVERED, Conformance, in_context, is_first, told
+from retrymw.testing.conformance._stage import RECOVERED, in_context, is_first, told
 from retrymw.testing.servers import PostgreSQL
 
 ADD = "INSERT INTO things VALUES (%s)"
@@ -326,7 +332,7 @@ AUTOCOMMITS = {
 }
 
 
-class Special(Conformance):
+class Special(UnitOfWorkConformance):
     """What is special to psycopg, under each shell, sync and async."""
 
     @staticmethod
@@ -760,6 +766,68 @@ class Special(Conformance):
             assert response.status_code == 200
         assert (pids[0],) in stage.server.execute("SELECT pid FROM pg_stat_activity")
 
+    @pytest.mark.parametrize("size", [1])
+    def test_ping_and_a_dry_pool(self, stage: Stage) -> None:
+        """ping() waits two seconds for a connection, whatever the pool's timeout is."""
+        database = stage.subject.database
+        database._pool.timeout = 30
+
+        async def endpoint() -> None:
+            await stage.execute("SELECT 1")
+            start = monotonic()
+            with pytest.raises(PoolTimeout):
+                await stage.call(database.ping)
+            assert monotonic() - start < 4
+
+        assert stage.request(endpoint).status_code == 200
+
+    def test_swallowed_and_committed(self, unit: Stage) -> None:
+        """A statement that was refused and swallowed: PostgreSQL would roll back on COMMIT, so the
+        client is not told that all went well."""
+
+        async def endpoint() -> None:
+            await unit.add("a")
+            with suppress(psycopg.errors.UniqueViolation):
+                await unit.add("a")
+
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="can't be committed"):
+            unit.request(endpoint, "POST")
+        assert unit.names() == []
+        unit.wait_until_free()
+
+    def test_conflict_is_swallowed_and_committed(self, unit: Stage) -> None:
+        """G3: a failure of ours is what is raised then, and replayed."""
+
+        @rollback_safe
+        async def endpoint() -> None:
+            await unit.add("a")
+            if is_first():
+                with suppress(psycopg.errors.SerializationFailure):
+                    await unit.execute(unit.conflict)
+
+        assert told(unit.request(endpoint, "POST")) == RECOVERED
+        assert unit.names() == ["a"]
+
+    def test_undone_in_a_block_and_committed(self, unit: Stage) -> None:
+        """G5: what was undone by a nested block keeps nothing from being committed."""
+
+        def write(connection: Connection[Any]) -> None:
+            execute(connection)
+            with suppress(psycopg.errors.UniqueViolation), connection.transaction():
+                execute(connection)
+
+        async def a_write(connection: AsyncConnection[Any]) -> None:
+            await a_execute(connection)
+            with suppress(psycopg.errors.UniqueViolation):
+                async with connection.transaction():
+                    await a_execute(connection)
+
+        async def endpoint() -> None:
+            await self.use(unit, write, a_write)
+
+        assert told(unit.request(endpoint, "POST")) == (200, None, None)
+        assert unit.names() == ["a"]
+
     def test_silent_server_and_ping(self, stage: Stage) -> None:
         """ping() does not wait for ever for a server that has fallen silent."""
         ping = stage.subject.database.ping
@@ -806,6 +874,13 @@ CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON app.things DEFERRABLE INITIALLY
 FOR EACH ROW WHEN (NEW.name = 'a') EXECUTE FUNCTION app.refuse()
 """
 
+# It goes on when it is cancelled.
+STUBBORN = """
+CREATE FUNCTION app.wait() RETURNS text AS
+$$ BEGIN PERFORM pg_sleep(20); RETURN 'never'; EXCEPTION WHEN query_canceled THEN RETURN 'waited';
+END $$ LANGUAGE plpgsql; GRANT ALL ON FUNCTION app.wait() TO app
+"""
+
 
 class Sync:
     """A pool of connections."""
@@ -822,7 +897,7 @@ class Sync:
             yield subject_of(Database(pool), unit)
 
 
-class TestDatabase(Sync, Special, AdapterConformance, UnitOfWorkConformance):
+class TestDatabase(Sync, Special, AdapterConformance):
     """What every adapter must do, and what is special, sync."""
 
     @pytest.mark.parametrize("fails", [True, False])
@@ -858,6 +933,66 @@ class TestDatabase(Sync, Special, AdapterConformance, UnitOfWorkConformance):
         stage.wait_until_free()
         assert stage.request(lambda: stage.execute("SELECT 1")).status_code == 200
 
+    @pytest.mark.parametrize("size", [1])
+    def test_thread_that_outlives_its_attempt(self, stage: Stage) -> None:
+        """G1: a thread that was left behind can't write or commit over the connection of another
+        request, and costs it nothing."""
+        finish = threading.Event()
+        refused: list[str] = []
+
+        def linger(connection: Connection[Any]) -> None:
+            finish.wait(10)
+            for use in (execute, lambda connection: connection.commit(), copy):
+                with pytest.raises(RuntimeError) as raised:
+                    use(connection)
+                refused.append(str(raised.value))
+
+        async def leave() -> None:
+            def start() -> None:
+                with stage.subject.database.connection() as connection:
+                    connection.execute("SELECT 1")
+                    threads.append(threading.Thread(target=in_context(partial(linger, connection))))
+                    threads[0].start()
+
+            await stage.call(start)
+
+        async def half() -> None:
+            await stage.add("half")
+            finish.set()
+            threads[0].join(10)
+            assert await stage.execute("SELECT name FROM things") == [("half",)]
+
+        threads: list[threading.Thread] = []
+        assert stage.request(leave).status_code == 200
+        assert stage.request(half, "POST").status_code == 200
+        assert ["is over" in each for each in refused] == [True, True, True]
+        assert stage.names() == []
+        assert stage.proxy.accepted == 1
+
+    @pytest.mark.parametrize("size", [1])
+    def test_thread_with_a_connection_of_its_own(self, stage: Stage) -> None:
+        """G5: a thread that outlives its attempt may take one from the pool, also one that was the
+        attempt's."""
+        pool = stage.subject.database._pool
+
+        def work() -> None:
+            over.wait(10)
+            with pool.connection() as connection:
+                execute(connection)
+
+        async def leave() -> None:
+            await stage.execute("SELECT 1")
+            threads.append(threading.Thread(target=in_context(work)))
+            threads[0].start()
+
+        over = threading.Event()
+        threads: list[threading.Thread] = []
+        assert stage.request(leave).status_code == 200
+        over.set()
+        threads[0].join(10)
+        assert stage.names() == ["a"]
+        assert stage.proxy.accepted == 1
+
 
 class Async:
     """A pool of async connections."""
@@ -884,7 +1019,7 @@ class Async:
         portal.call(pool.close)
 
 
-class TestAsyncDatabase(Async, Special, AdapterConformance, UnitOfWorkConformance):
+class TestAsyncDatabase(Async, Special, AdapterConformance):
     """What every adapter must do, and what is special, async."""
 
     def test_task_that_is_left_in_a_statement(self, stage: Stage) -> None:
@@ -909,6 +1044,102 @@ class TestAsyncDatabase(Async, Special, AdapterConformance, UnitOfWorkConformanc
         assert monotonic() - start < 4
         stage.wait_until_free()
         assert told(stage.request(lambda: stage.execute("SELECT 1"))) == (200, None, None)
+
+    def test_task_that_outlives_its_attempt(self, stage: Stage) -> None:
+        """G1, G4: gather() leaves a task behind; it stores nothing after the attempt was undone."""
+        errors: list[BaseException] = []
+
+        async def order() -> None:
+            await stage.add("order")
+            if is_first():
+                raise DisconnectionError
+
+        async def audit(connection: AsyncConnection[Any], done: asyncio.Event) -> None:
+            await replayed.wait()
+            try:
+                with pytest.raises(RuntimeError) as raised:
+                    await a_execute(connection)
+                errors.append(raised.value)
+                with pytest.raises(RuntimeError) as raised:
+                    await connection.commit()
+                errors.append(raised.value)
+            finally:
+                done.set()
+
+        async def endpoint() -> None:
+            async with stage.subject.database.connection() as connection:
+                if is_first():
+                    events.extend((asyncio.Event(), asyncio.Event()))
+                    await asyncio.gather(order(), audit(connection, events[1]))
+                await order()
+                replayed.set()
+                await events[1].wait()
+                await connection.commit()
+
+        events: list[asyncio.Event] = []
+        replayed = asyncio.Event()
+        assert told(stage.request(endpoint, "PUT")) == RECOVERED
+        assert ["is over" in str(error) for error in errors] == [True, True]
+        assert stage.names() == ["order"]
+        stage.wait_until_free()
+
+    @pytest.mark.parametrize("size", [1])
+    def test_task_and_the_connection_of_another_request(self, stage: Stage) -> None:
+        """G1: a task that was left behind can't commit what another request has begun."""
+        tasks: list[asyncio.Task[None]] = []
+        begun: list[asyncio.Event] = []
+
+        async def linger(connection: AsyncConnection[Any]) -> None:
+            await begun[0].wait()
+            await connection.commit()
+
+        async def leave() -> None:
+            async with stage.subject.database.connection() as connection:
+                await connection.execute("SELECT 1")
+                begun.append(asyncio.Event())
+                tasks.append(asyncio.ensure_future(linger(connection)))
+
+        async def half() -> None:
+            await stage.add("half")
+            begun[0].set()
+            await stage.execute(stage.sleep(0.1))  # it waits for its turn
+            with pytest.raises(RuntimeError, match="the attempt of this code is over"):
+                await tasks[0]
+            assert await stage.execute("SELECT name FROM things") == [("half",)]
+
+        assert stage.request(leave).status_code == 200
+        assert stage.request(half, "POST").status_code == 200
+        assert stage.names() == []
+        assert stage.proxy.accepted == 1
+
+    def test_given_up_and_carried_out(self, stage: Stage) -> None:
+        """G4: a statement that the app gave up may have been carried out, so a commit after it
+        counts, and what fails then is not replayed."""
+        stage.server.execute(STUBBORN)
+
+        @rollback_safe
+        async def endpoint() -> None:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(stage.execute("INSERT INTO things SELECT app.wait()"), 0.2)
+            await stage.commit()
+            stage.proxy.cut("reset", at=1)
+            await stage.execute("SELECT 1")
+
+        assert told(stage.request(endpoint, "POST")) == (503, "1", "committed")
+        assert stage.names() == ["waited"]
+
+    def test_given_up_and_swallowed(self, unit: Stage) -> None:
+        """A statement that the app gave up has aborted the transaction: the client is not told that
+        all went well."""
+
+        async def endpoint() -> None:
+            await unit.add("a")
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(unit.execute("SELECT pg_sleep(20)"), 0.1)
+
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            unit.request(endpoint, "POST")
+        assert unit.names() == []
 
     def test_statement_that_the_app_gave_up(self, stage: Stage) -> None:
         """G5: after a time limit of the app's own, it may roll back and go on."""

@@ -18,7 +18,14 @@ import httpx
 import pytest
 import tenacity
 from sqlalchemy.pool import QueuePool
-from storm.exceptions import ClosedError, ConnectionBlockedError, DisconnectionError, StormError
+from storm.exceptions import (
+    ClosedError,
+    ConnectionBlockedError,
+    DisconnectionError,
+    IntegrityError,
+    InternalError,
+    StormError,
+)
 from storm.locals import Store, Unicode, create_database
 from storm.tracer import install_tracer, remove_tracer
 from storm.xid import Xid
@@ -646,6 +653,66 @@ def test_pool_is_renewed_once(pooled: Database, server: MariaDB | PostgreSQL) ->
             store.execute("SELECT 1")
     assert first is not renewed is pool_of(pooled)
     assert renewed.checkedout() == 0
+
+
+@pytest.mark.timeout(20)
+def test_pool_that_is_renewed_within_being_renewed(
+    mariadb: MariaDB, mariadb_proxy: FaultProxy
+) -> None:
+    """G8: a garbage collection may close a store while the pool is renewed; nobody waits for
+    itself."""
+
+    class Pool(QueuePool):
+        def recreate(self) -> Any:
+            while lost:
+                lost.pop().rollback()
+            return super().recreate()
+
+    lost: list[Any] = []
+    database = Database(uri(mariadb, mariadb_proxy), pool=functools.partial(Pool, pool_size=2))
+    with database.store() as one, database.store() as other:
+        one.execute("SELECT 1")
+        other.execute("SELECT 1")
+        mariadb.kill_connections()
+        lost.append(other)
+        one.rollback()
+        for store in (one, other):
+            store.execute("SELECT 1")
+    pool_of(database).dispose()
+
+
+def test_session_that_is_not_as_it_was(mariadb: MariaDB, mariadb_proxy: FaultProxy) -> None:
+    """G1: a connection whose session has more than a rollback undoes goes to nobody else."""
+    pool = functools.partial(QueuePool, pool_size=1, max_overflow=0, timeout=0.2)
+    database = Database(uri(mariadb, mariadb_proxy), pool=pool)
+
+    def endpoint() -> None:
+        assert execute(database, "SELECT IS_FREE_LOCK('things')") == [(1,)]
+        execute(database, "SELECT GET_LOCK('things', 0)")
+
+    for _ in range(2):
+        assert request(endpoint, database) == (200, None, None)
+        mariadb_proxy.wait_for_connections(0)
+    pool_of(database).dispose()
+
+
+def test_swallowed_and_committed(server: MariaDB | PostgreSQL, proxy: FaultProxy) -> None:
+    """A statement that was refused and swallowed: PostgreSQL would roll back on COMMIT, so the
+    client is not told that all went well. MariaDB commits the rest."""
+    database = Database(uri(server, proxy), commit="on-success")
+
+    def endpoint() -> None:
+        for _ in range(2):
+            with contextlib.suppress(IntegrityError):
+                execute(database, "INSERT INTO things VALUES ('a')")
+
+    if isinstance(server, MariaDB):
+        assert request(endpoint, database) == (200, None, None)
+        assert names(server) == ["a"]
+    else:
+        with pytest.raises(InternalError, match="current transaction is aborted"):
+            request(endpoint, database)
+        assert names(server) == []
 
 
 @pytest.mark.parametrize("with_pool", [False, True])
