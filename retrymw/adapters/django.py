@@ -95,6 +95,6 @@ def _used(database: Database, attempt: Attempt) -> list[Watch]:
 def _create_watched(alias: str) -> Any:
     """A new ``DatabaseWrapper``, watched if somebody wants that."""
     wrapper = _create_connection(alias)
-    if alias in _databases:
+    if alias in _databases and hasattr(wrapper, "Database"):  # not where settings name no ENGINE
         Watch(_databases[alias], wrapper)
     return wrapper
