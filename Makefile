@@ -20,7 +20,7 @@ test: venvs  ## Run all tests, on the oldest and the newest Python here
 	@for python in $(TESTED); do \
 		echo "== Python $$python"; \
 		test $$python = $(NEWEST) && some= || some=--ignore=tests/servers/test_matrix.py; \
-		.venvs/$$python/bin/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-append \
+		.venvs/$$python/bin/python -m pytest -n $(WORKERS) --dist loadscope --cov --cov-append \
 			$$some || exit; \
 	done
 

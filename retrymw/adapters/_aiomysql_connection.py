@@ -179,8 +179,8 @@ class WatchedConnection(_Connection):
 
     async def select_db(self, db: str) -> None:
         """As in the driver; the connection goes to nobody else then."""
-        self.tracker.touched = True
         await self._send(READING, super().select_db(db))
+        self.tracker.touched = True
 
     async def set_charset(self, charset: str) -> None:
         """As in the driver."""

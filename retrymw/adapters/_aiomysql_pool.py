@@ -64,13 +64,10 @@ class Pool(Generic[C]):
         Raises:
             TooManyConnections: none came back in time.
         """
-        # asyncio.wait_for() may swallow a cancellation, before Python 3.12.
-        with anyio.move_on_after(self._timeout) as bound:
-            await self._slots.acquire()
-        if bound.cancelled_caught:
-            raise TooManyConnections(
-                f"none of the pool's {self._maxsize} connections came back in {self._timeout} s"
-            )
+        if self._slots.locked():
+            await self._wait()
+        else:
+            await self._slots.acquire()  # nothing is waited for
         self.in_use += 1
         try:
             connection = self._take() or await self._connect()
@@ -113,6 +110,15 @@ class Pool(Generic[C]):
             for _ in range(2):  # the transport fails to tell its loop, once
                 with suppress(RuntimeError):
                     connection.close()
+
+    async def _wait(self) -> None:
+        # asyncio.wait_for() may swallow a cancellation, before Python 3.12.
+        with anyio.move_on_after(self._timeout) as bound:
+            await self._slots.acquire()
+        if bound.cancelled_caught:
+            raise TooManyConnections(
+                f"none of the pool's {self._maxsize} connections came back in {self._timeout} s"
+            )
 
     def _take(self) -> C | None:
         while self._idle:

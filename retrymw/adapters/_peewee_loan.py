@@ -11,7 +11,7 @@ import peewee  # type: ignore[import-untyped,unused-ignore]
 from playhouse.pool import PooledDatabase  # type: ignore[import-untyped,unused-ignore]
 
 from retrymw._context import Attempt
-from retrymw.adapters._statements import COMMIT, ROLL_BACK, look
+from retrymw.adapters._statements import BEGIN, COMMIT, DDL, ROLL_BACK, look
 from retrymw.adapters._tracker import Tracker
 from retrymw.adapters._undo import UNDO_SECONDS, Wire, cut_after
 from retrymw.classify import sql
@@ -20,7 +20,8 @@ from retrymw.classify._frames import autocommits
 __all__ = ["Loan"]
 
 _peewee: Final[Any] = peewee  # what is used of it is not in its stubs
-_BEGIN: Final = sql.starts(rb"BEGIN|START\s+TRANSACTION")
+# DDL after which a BEGIN would do harm: it committed nothing yet, or its locks would be let go.
+_GOES_ON: Final = sql.starts(rb"(?:CREATE\s+(?:OR\s+REPLACE\s+)?|DROP\s+)TEMPORARY|LOCK")
 
 
 class Loan:
@@ -67,6 +68,8 @@ class Loan:
         """Open the connection, by peewee's own ``connect``."""
         with self.turn:
             self._check()
+            if self._unit and not self.state.closed:
+                return False  # to close it did nothing
             try:
                 opened = connect()
             except Exception as exc:
@@ -76,9 +79,13 @@ class Loan:
                 if self._over and not self.state.closed:  # it came too late
                     self._give_back()
             self._check()
-            if opened and self._unit:
-                self.state.transactions.append(_peewee._transaction(self._database))
+            self._open_unit()
             return opened
+
+    def _open_unit(self) -> None:
+        """Let peewee think that it is in a transaction, so that ``atomic()`` is a savepoint."""
+        if self._unit and not self.state.transactions:
+            self.state.transactions.append(_peewee._transaction(self._database))
 
     def send(
         self,
@@ -95,7 +102,8 @@ class Loan:
                 if not self._database.autoconnect:
                     return call(*args, **kwargs)  # peewee says what is wrong
                 self._database.connect()
-            if self._unit and not self._begun and not _BEGIN.match(statement):
+            ends_or_begins = look(statement)[0] & (BEGIN | COMMIT | ROLL_BACK)
+            if self._unit and not self._begun and not ends_or_begins:
                 self._track(b"BEGIN", self._execute, "BEGIN")
             return self._track(statement, call, *args, many=many, **kwargs)
 
@@ -116,14 +124,30 @@ class Loan:
                 answer = call(*args, **kwargs)
         except Exception as exc:
             self.gone = self.gone or (tracker.lost and self._attempt.seen is exc)
+            self._begun = self._begun and self._goes_on(statement)  # refused COMMITs and DDL end it
             raise
+        else:
+            self._begun = self._unit and self._goes_on(statement)
+            return answer
         finally:
             self.inside -= 1
+            self._open_unit()
             if self._over:  # while this waited; nobody else has closed it
                 _close_quietly(self._connection)
-        if self._unit:
-            self._begun = not look(statement)[0] & (COMMIT | ROLL_BACK)
-        return answer
+
+    def _goes_on(self, statement: bytes) -> bool:
+        """Whether a transaction is open after ``statement``, if one was before it."""
+        is_open = True
+        for does in look(statement):
+            if does & BEGIN:
+                is_open = True
+            elif does & (COMMIT | ROLL_BACK) or (
+                does & DDL
+                and self._ddl_commits
+                and not _GOES_ON.match(sql.without_comments(statement))
+            ):
+                is_open = False
+        return is_open
 
     def _tracker_of_connection(self) -> Tracker:
         if self._tracker is None or self._connection is not self.state.conn:
@@ -139,28 +163,38 @@ class Loan:
             self.state.conn.cursor().execute(statement)
 
     def _check(self) -> None:
-        if self._over:
+        if self._over or self._attempt.over:
             raise RuntimeError(f"the connection of {self._attempt!r} was given back already")
 
     # What the app and the middleware end it with.
 
-    def close(self) -> None:
-        """Give the connection back, in no transaction; the next statement gets another one."""
+    def close(self) -> bool:
+        """Give the connection back, in no transaction; the next statement gets another one.
+
+        False if there is nothing to give back, or this thread is in the middle of a statement.
+        """
         with self.turn:
-            if not self.state.closed:
-                self._give_back()
+            if self.inside or self.state.closed:
+                return False
+            self._give_back()
+            return True
 
     def commit(self) -> None:
-        """Commit what the app left."""
+        """Commit what the app left, and then what each function of ``after_commit()`` leaves."""
         with self.turn:
-            if not self.state.closed:
-                self._track(b"COMMIT", self._execute, "COMMIT")
-                self._call_back()
+            self._check()
+            if self.state.closed:
+                return
+            self._commit()
+            while self.state.commit_callbacks:
+                self.state.commit_callbacks.pop(0)()
+                if self._begun:
+                    self._commit()
 
-    def _call_back(self) -> None:
-        callbacks, self.state.commit_callbacks = self.state.commit_callbacks, []
-        for callback in callbacks:
-            callback()
+    def _commit(self) -> None:
+        if self._tracker_of_connection().doubtful and not self._ddl_commits:
+            self._track(b"SELECT 1", self._execute, "SELECT 1")  # says what its COMMIT would not
+        self._track(b"COMMIT", self._execute, "COMMIT")
 
     def roll_back(self) -> None:
         """Undo the transaction, within four seconds; what another thread still uses is cut off."""
@@ -209,7 +243,7 @@ class Loan:
         tracker.lend(None)
         self.state.reset()
         self._forget()
-        if tracker.lost or autocommits(connection) is not True:
+        if tracker.lost or tracker.touched or autocommits(connection) is not True:
             _take_out(self._database, connection)
             _close_quietly(connection)
         elif isinstance(self._database, PooledDatabase):

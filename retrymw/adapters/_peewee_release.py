@@ -5,22 +5,27 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, TypeVar, cast
 
 import peewee  # type: ignore[import-untyped,unused-ignore]
 from playhouse.pool import PooledDatabase  # type: ignore[import-untyped,unused-ignore]
 
+from retrymw.adapters import _peewee_loan
 from retrymw.classify import classify
+from retrymw.classify._frames import package_of
 
 __all__ = ["releasing"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_making: Final = threading.Lock()
+# Reentrant: in the midst of it the garbage collector may come to end a generator.
+_counting: Final = threading.RLock()
 _logger: Final = logging.getLogger("retrymw")
+_WORKERS: Final = {"peewee", "playhouse", "pymysql", "MySQLdb", "psycopg", "psycopg2"}
 
 
 def releasing(database: Any, function: F) -> F:
@@ -39,6 +44,8 @@ def releasing(database: Any, function: F) -> F:
                         item = await step(value)
                     except StopAsyncIteration:
                         return
+                    finally:
+                        value = None  # an exception's traceback has this frame in it
                     try:
                         step, value = generator.asend, (yield item)
                     except GeneratorExit:
@@ -86,7 +93,7 @@ class _Use:
 
     def __enter__(self) -> None:
         self._users = _users_of(self._database._state)
-        with _making:
+        with _counting:
             self._users.count += 1
 
     def __exit__(
@@ -95,7 +102,7 @@ class _Use:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _making:
+        with _counting:
             self._users.count -= 1
             last = self._users.count == 0
         if last:
@@ -110,6 +117,8 @@ class _Use:
             return
         if _users_of(state) is not self._users:  # a generator that another thread has finished
             return
+        if isinstance(exc, GeneratorExit) and _is_at_work():
+            return  # the garbage collector ends generators anywhere
         if isinstance(database, PooledDatabase) and _spoils(exc):
             database.manual_close()
             with database._pool_available:  # manual_close() leaves those asleep that wait
@@ -120,11 +129,19 @@ class _Use:
 
 def _users_of(state: Any) -> _Users:
     """Those of this thread, or of this attempt: kept where peewee keeps the connection."""
-    with _making:
-        users: _Users | None = getattr(state, "retrymw_users", None)
-        if users is None:
-            users = state.retrymw_users = _Users()
-        return users
+    kept: dict[str, Any] = state.__dict__
+    users: _Users = kept.get("retrymw_users") or kept.setdefault("retrymw_users", _Users())
+    return users
+
+
+def _is_at_work() -> bool:
+    """Whether peewee or a driver is on this thread's stack, in the middle of something."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if package_of(frame) in _WORKERS or frame.f_globals is _peewee_loan.__dict__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _spoils(exc: BaseException | None) -> bool:

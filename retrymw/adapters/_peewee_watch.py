@@ -78,8 +78,7 @@ def _watched(cls: Any) -> Any:
                 return False
             if loan.state.transactions:
                 return super().close()  # it says what is wrong
-            loan.close()
-            return True
+            return loan.close()
 
         def connection(self) -> Any:
             connection = super().connection

@@ -193,19 +193,34 @@ class Watched(psycopg.BaseConnection[Row]):
         tracker: who is told of failures and commits.
         opened: when the connection was made, by ``time.monotonic()``.
         was_cut: it was ended by us, because somebody was still at work with it.
+        is_lent: the adapter has lent it, and nobody has taken it from the pool since.
     """
+
+    _taken_from: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tracker = Tracker(psycopg.Error, ddl_commits=False)
         self.opened = monotonic()
-        self.was_cut = False
+        self.was_cut = self.is_lent = False
         self._found: tuple[Any, ...] = ()
 
     def lend(self, attempt: Attempt | None) -> None:
         """From here on the connection, as it is, is that attempt's, or nobody's."""
         self.tracker.lend(attempt)
+        self.is_lent = True
         self._found = _settings(self)
+
+    @property
+    def _pool(self) -> Any:
+        """psycopg's: the pool that the connection was taken from, None while it is in there."""
+        return self._taken_from
+
+    @_pool.setter
+    def _pool(self, pool: Any) -> None:
+        self._taken_from = pool
+        if pool is not None:
+            self.is_lent = False  # not yet; or it is taken past the adapter
 
     @property
     def was_dropped(self) -> bool:
@@ -226,15 +241,31 @@ class Watched(psycopg.BaseConnection[Row]):
 
     def _sent_by(self, gen: Any) -> Sent | None:
         """What is to be tracked of what the generator sends."""
-        if self.tracker.attempt is None:
+        if not self.is_lent:
             return None
         sent = sent_by(self, gen)
         return None if sent.follows and self.tracker.failed is not None else sent
 
     def _synced(self, gen: Generator[Any, Any, T], sent: Sent) -> Generator[Any, Any, T]:
-        if self._pipeline is None or not is_commit(without_comments(sent.statement)):
+        if self._pipeline is None or self.tracker.attempt is None:
+            return gen
+        if not is_commit(without_comments(sent.statement)):
             return gen
         return gen if sent.follows else synced(gen, self._pipeline)
+
+    def check_not_aborted(self) -> None:
+        """Raise if a COMMIT would be answered with a rollback, which psycopg takes for a success.
+
+        Raises:
+            psycopg.errors.InFailedSqlTransaction: PostgreSQL's own error for the statements that
+                follow in such a transaction.
+        """
+        aborted = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
+        if aborted and self.tracker.failed is None:
+            raise psycopg.errors.InFailedSqlTransaction(
+                "the transaction can't be committed: a statement in it was refused or cancelled, "
+                "and the app has gone on; roll back, or use a transaction() block around it"
+            )
 
     def _check_failed(self, *, begins: bool = False) -> None:
         """Raise the failure that the transaction is not to survive, unless it is over."""

@@ -58,7 +58,8 @@ class _Home:
     def __init__(self, connect: Callable[[], Any], pool: PoolFactory | None) -> None:
         self.connect_directly = connect
         self.pool = None if pool is None else pool(connect)
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close a store in the midst of recreate().
+        self._lock = threading.RLock()
 
     def connect(self) -> Any:
         return self.connect_directly() if self.pool is None else self.pool.connect()
@@ -183,7 +184,7 @@ class Connection(storm.database.Connection):  # type: ignore[misc]  # Storm has 
     @property
     def _is_as_it_was(self) -> bool:
         """Whether another attempt may have the raw connection."""
-        if self._is_lost or self._pool is not self.home.pool:
+        if self._is_lost or self.tracker.touched or self._pool is not self.home.pool:
             return False
         return autocommits(self._driver) == self._autocommit_at_first
 

@@ -169,18 +169,18 @@ class Database(Lender["Connection[Any]"]):
         return self._lent()
 
     def ping(self) -> None:
-        """Do a ``SELECT 1`` within two seconds, on a connection of the pool.
+        """Do a ``SELECT 1`` on a connection of the pool; each may take two seconds.
 
         Raises what psycopg and its pool raise.
         """
-        connection = self._open(None)
+        connection = self._open(None, UNDO_SECONDS)
         try:
             connection.hurry(within(UNDO_SECONDS, connection._exec_command(b"SELECT 1")))
         finally:
             self._give_back(connection)
 
-    def _open(self, attempt: Attempt | None) -> Connection[Any]:
-        connection: Connection[Any] = self._pool.getconn()
+    def _open(self, attempt: Attempt | None, seconds: float | None = None) -> Connection[Any]:
+        connection: Connection[Any] = self._pool.getconn(seconds)
         connection.lend(attempt)
         return connection
 
@@ -188,6 +188,7 @@ class Database(Lender["Connection[Any]"]):
         _check_not_closed(connection, attempt)
 
     def _commit(self, connection: Connection[Any]) -> None:
+        connection.check_not_aborted()
         connection.commit()
 
     def _roll_back(self, connection: Connection[Any]) -> None:
@@ -236,18 +237,20 @@ class AsyncDatabase(AsyncLender["AsyncConnection[Any]"]):
         return self._lent()
 
     async def ping(self) -> None:
-        """Do a ``SELECT 1`` within two seconds, on a connection of the pool.
+        """Do a ``SELECT 1`` on a connection of the pool; each may take two seconds.
 
         Raises what psycopg and its pool raise.
         """
-        connection = await self._open(None)
+        connection = await self._open(None, UNDO_SECONDS)
         try:
             await connection.hurry(within(UNDO_SECONDS, connection._exec_command(b"SELECT 1")))
         finally:
             await self._give_back(connection)
 
-    async def _open(self, attempt: Attempt | None) -> AsyncConnection[Any]:
-        connection: AsyncConnection[Any] = await self._pool.getconn()
+    async def _open(
+        self, attempt: Attempt | None, seconds: float | None = None
+    ) -> AsyncConnection[Any]:
+        connection: AsyncConnection[Any] = await self._pool.getconn(seconds)
         connection.lend(attempt)
         return connection
 
@@ -255,6 +258,7 @@ class AsyncDatabase(AsyncLender["AsyncConnection[Any]"]):
         _check_not_closed(connection, attempt)
 
     async def _commit(self, connection: AsyncConnection[Any]) -> None:
+        connection.check_not_aborted()
         await connection.commit()
 
     async def _roll_back(self, connection: AsyncConnection[Any]) -> None:

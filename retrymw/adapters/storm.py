@@ -88,6 +88,9 @@ class Database(Lender[Any]):
             )
 
     def _commit(self, store: Any) -> None:
+        connection = store._connection
+        if connection.tracker.doubtful:  # it raises if the server would only roll back
+            connection.execute("SELECT 1", noresult=True)
         store.commit()
 
     def _roll_back(self, store: Any) -> None:

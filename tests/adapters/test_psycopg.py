@@ -934,9 +934,10 @@ class TestDatabase(Sync, Special, AdapterConformance):
         assert stage.request(lambda: stage.execute("SELECT 1")).status_code == 200
 
     @pytest.mark.parametrize("size", [1])
-    def test_thread_that_outlives_its_attempt(self, stage: Stage) -> None:
-        """G1: a thread that was left behind can't write or commit over the connection of another
-        request, and costs it nothing."""
+    @pytest.mark.parametrize("idle", [True, False])
+    def test_thread_that_outlives_its_attempt(self, stage: Stage, idle: bool) -> None:
+        """G1: a thread that was left behind can't write or commit over the connection when that is
+        in the pool, or another request's, and costs it nothing."""
         finish = threading.Event()
         refused: list[str] = []
 
@@ -964,6 +965,9 @@ class TestDatabase(Sync, Special, AdapterConformance):
 
         threads: list[threading.Thread] = []
         assert stage.request(leave).status_code == 200
+        if idle:
+            finish.set()
+            threads[0].join(10)
         assert stage.request(half, "POST").status_code == 200
         assert ["is over" in each for each in refused] == [True, True, True]
         assert stage.names() == []
@@ -1082,6 +1086,31 @@ class TestAsyncDatabase(Async, Special, AdapterConformance):
         assert ["is over" in str(error) for error in errors] == [True, True]
         assert stage.names() == ["order"]
         stage.wait_until_free()
+
+    def test_task_and_an_idle_connection(self, stage: Stage) -> None:
+        """G1: a task that was left behind can't write over a connection that is in the pool."""
+        left: list[Any] = []
+
+        async def leave() -> None:
+            async with stage.subject.database.connection() as connection:
+                await connection.execute("SELECT 1")
+                left.append(asyncio.Event())
+                left.append(asyncio.ensure_future(linger(connection)))
+
+        async def linger(connection: AsyncConnection[Any]) -> None:
+            await left[0].wait()
+            await a_execute(connection)
+
+        async def finish() -> None:
+            left[0].set()
+            with pytest.raises(RuntimeError, match="the attempt of this code is over"):
+                await left[1]
+
+        assert stage.request(leave).status_code == 200
+        stage.portal.call(finish)
+        assert stage.request(stage.commit).status_code == 200
+        assert stage.names() == []
+        assert stage.proxy.accepted == 1
 
     @pytest.mark.parametrize("size", [1])
     def test_task_and_the_connection_of_another_request(self, stage: Stage) -> None:
@@ -1290,6 +1319,24 @@ def test_null_pool(postgresql: PostgreSQL, postgresql_proxy: FaultProxy) -> None
                 connection.execute("SELECT 1")
             postgresql_proxy.wait_for_connections(0)
     assert postgresql_proxy.accepted == 2
+
+
+def test_callbacks_of_the_pool(postgresql: PostgreSQL, postgresql_proxy: FaultProxy) -> None:
+    """What the pool does with connections by itself, to check and to reset them, is its own."""
+    resets: list[str] = []
+
+    def reset(connection: Connection[Any]) -> None:
+        connection.execute("RESET ALL")
+        connection.commit()
+        resets.append("done")
+
+    arguments = options(postgresql, postgresql_proxy, max_size=1, check=Pool.check_connection)
+    with Pool(connection_class=Connection, reset=reset, **arguments) as pool:
+        stage = Stage(subject_of(Database(pool)), "wsgi", postgresql, postgresql_proxy, None)  # type: ignore[arg-type]
+        for _ in range(3):
+            assert told(stage.request(lambda: stage.execute("SELECT 1"))) == (200, None, None)
+    assert resets[:2] == ["done"] * 2  # the last one may still be going on
+    assert postgresql_proxy.accepted == 1
 
 
 def test_all_that_psycopg_sends_is_known() -> None:
