@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
@@ -1587,6 +1587,14 @@ def test_decorated_is_what_it_was() -> None:
 # The garbage collector may end a generator anywhere.
 
 
+@pytest.fixture
+def without_gc() -> Iterator[None]:
+    """Garbage is collected only when a test says so."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 class Forgotten:
     """A generator that only a reference cycle keeps, until ``end()`` collects it."""
 
@@ -1633,13 +1641,11 @@ def ended_at(call: Callable[[], object], begin: Callable[[], Iterator[Any]], mom
             if passed == moment:
                 forgotten.end()
 
-    gc.disable()
     sys.setprofile(trace)
     try:
         call()
     finally:
         sys.setprofile(None)
-        gc.enable()
         forgotten.end()
     return passed >= moment
 
@@ -1647,7 +1653,7 @@ def ended_at(call: Callable[[], object], begin: Callable[[], Iterator[Any]], mom
 @pytest.mark.parametrize("inside", [False, True], ids=["in a thread", "in an attempt"])
 @pytest.mark.parametrize("connected", [False, True])
 def test_generator_that_is_collected_in_a_statement(
-    shop: Shop, inside: bool, connected: bool
+    shop: Shop, without_gc: None, inside: bool, connected: bool
 ) -> None:
     """It takes no connection from a statement that is on its way; the next call gives back."""
     pool, database = shop.adapted()
@@ -1684,7 +1690,7 @@ def test_generator_that_is_collected_in_a_statement(
     assert shop.proxy.accepted == 1
 
 
-def test_generator_that_is_collected_in_the_decorator(mariadb: MariaDB) -> None:
+def test_generator_that_is_collected_in_the_decorator(mariadb: MariaDB, without_gc: None) -> None:
     """The decorator does not wait for itself, wherever the garbage collector ends a generator."""
     arguments = mariadb.connect_args()
     pool = PooledMySQLDatabase(arguments.pop("database"), **arguments, max_connections=2)
@@ -1722,29 +1728,26 @@ def test_generator_that_is_collected_in_the_decorator(mariadb: MariaDB) -> None:
     pool.close_all()
 
 
-def test_error_in_an_async_generator_is_freed_at_once() -> None:
+def test_error_in_an_async_generator_is_freed_at_once(without_gc: None) -> None:
     """What was thrown into an async generator is in no reference cycle, which would keep frames."""
-    pool = PooledMySQLDatabase("shop")
-
-    @asynccontextmanager
-    @release_connection(pool)
-    async def dependency() -> AsyncIterator[int]:
-        yield 1
 
     class Bug(Exception):
         """Builtin exceptions have no weak references."""
 
-    async def main() -> None:
-        async with dependency():
-            error = Bug()
-            errors.append(weakref.ref(error))
-            raise error
+    @release_connection(PooledMySQLDatabase("shop"))
+    async def items() -> AsyncGenerator[int, None]:
+        yield 1
 
-    errors: list[weakref.ref[Bug]] = []
-    gc.disable()
-    try:
+    async def main() -> weakref.ref[Bug]:
+        generator = items()
+        await anext(generator)
+        error = Bug()
+        thrown = weakref.ref(error)
         with suppress(Bug):
-            asyncio.run(main())
-        assert errors[0]() is None
-    finally:
-        gc.enable()
+            try:
+                await generator.athrow(error)
+            finally:
+                del error
+        return thrown
+
+    assert asyncio.run(main())() is None
