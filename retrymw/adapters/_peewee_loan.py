@@ -49,6 +49,7 @@ class Loan:
         self.state = _peewee._ConnectionState()
         self.turn = threading.RLock()
         self.inside = 0
+        self._open_unit()
         self._forget()
 
     def _forget(self) -> None:
@@ -70,16 +71,18 @@ class Loan:
             self._check()
             if self._unit and not self.state.closed:
                 return False  # to close it did nothing
+            callbacks = self.state.commit_callbacks
             try:
                 opened = connect()
             except Exception as exc:
                 self._attempt.saw(exc)
                 raise
             finally:
+                self.state.commit_callbacks = callbacks  # peewee has forgotten them
+                self._open_unit()
                 if self._over and not self.state.closed:  # it came too late
                     self._give_back()
             self._check()
-            self._open_unit()
             return opened
 
     def _open_unit(self) -> None:
@@ -183,9 +186,8 @@ class Loan:
         """Commit what the app left, and then what each function of ``after_commit()`` leaves."""
         with self.turn:
             self._check()
-            if self.state.closed:
-                return
-            self._commit()
+            if not self.state.closed:
+                self._commit()
             while self.state.commit_callbacks:
                 self.state.commit_callbacks.pop(0)()
                 if self._begun:

@@ -1130,6 +1130,72 @@ def test_connect_after_close_in_a_unit_of_work(shop: Shop) -> None:
     assert_free(pool)
 
 
+def test_unit_of_work_before_the_first_statement(shop: Shop) -> None:
+    """atomic() is a savepoint and after_commit() waits, though nothing was sent before them."""
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+    called = []
+
+    def endpoint() -> None:
+        pool.after_commit(lambda: called.append(shop.names()))
+        with suppress(LookupError), pool.atomic():
+            Thing.create(name="undone")
+            raise LookupError
+        Thing.create(name="a")
+
+    assert told(request(endpoint, database)) == (200, None)
+    assert shop.names() == ["a"]
+    assert called == [["a"]]
+    assert_free(pool)
+
+
+def test_after_commit_without_a_statement(shop: Shop) -> None:
+    """What after_commit() was given is called even where there was nothing to commit."""
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    def endpoint() -> None:
+        pool.after_commit(lambda: Thing.create(name="a"))
+
+    assert told(request(endpoint, database)) == (200, None)
+    assert shop.names() == ["a"]
+    assert_free(pool)
+
+
+def test_locked_tables_stay_locked(shop: Shop) -> None:
+    """G4: LOCK TABLES ends the transaction, and a BEGIN would unlock: each write is a commit."""
+    if not isinstance(shop.server, MariaDB):
+        pytest.skip("PostgreSQL has no such statement")
+    pool, database = shop.adapted("on-success")
+    Thing = model(pool)
+
+    @rollback_safe
+    def endpoint() -> int:
+        pool.execute_sql("LOCK TABLES things WRITE")
+        Thing.create(name="a")
+        with pytest.raises(peewee.OperationalError, match="was not locked"):
+            pool.execute_sql("SELECT * FROM elsewhere")
+        pool.execute_sql("UNLOCK TABLES")
+        Thing.create(name="b")
+        shop.proxy.cut("reset", at=1)
+        Thing.create(name="c")
+        return 200
+
+    assert told(request(endpoint, database)) == (503, "committed")
+    assert shop.names() == ["a"]
+
+
+def test_changed_session_does_not_leak(shop: Shop) -> None:
+    """G1: a connection with something that a rollback leaves does not go back to the pool."""
+    pool, database = shop.adapted()
+
+    def endpoint() -> None:
+        pool.execute_sql("CREATE TEMPORARY TABLE passing (name VARCHAR(50))")
+
+    assert told(request(endpoint, database)) == (200, None)
+    assert (pool._in_use, pool._connections) == ({}, [])
+
+
 # What is refused at start-up.
 
 
@@ -1589,9 +1655,11 @@ def test_decorated_is_what_it_was() -> None:
 
 @pytest.fixture
 def without_gc() -> Iterator[None]:
-    """Garbage is collected only when a test says so."""
+    """Garbage is collected only when a test says so, and then only the test's own."""
     gc.disable()
+    gc.freeze()
     yield
+    gc.unfreeze()
     gc.enable()
 
 
@@ -1607,7 +1675,7 @@ class Forgotten:
     def end(self) -> None:
         if self.left:
             self.left.pop()
-            gc.collect(0)
+            gc.collect()
 
 
 def finish(call: Callable[[], object]) -> None:
