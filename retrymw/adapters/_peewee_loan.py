@@ -20,7 +20,8 @@ from retrymw.classify._frames import autocommits
 __all__ = ["Loan"]
 
 _peewee: Final[Any] = peewee  # what is used of it is not in its stubs
-# DDL after which a BEGIN would do harm: it committed nothing yet, or its locks would be let go.
+_BOUNDS: Final = BEGIN | COMMIT | ROLL_BACK
+# DDL that a BEGIN must not follow: it commits nothing, or what it locked would be let go.
 _GOES_ON: Final = sql.starts(rb"(?:CREATE\s+(?:OR\s+REPLACE\s+)?|DROP\s+)TEMPORARY|LOCK")
 
 
@@ -105,8 +106,7 @@ class Loan:
                 if not self._database.autoconnect:
                     return call(*args, **kwargs)  # peewee says what is wrong
                 self._database.connect()
-            ends_or_begins = look(statement)[0] & (BEGIN | COMMIT | ROLL_BACK)
-            if self._unit and not self._begun and not ends_or_begins:
+            if self._unit and not self._begun and not look(statement)[0] & _BOUNDS:
                 self._track(b"BEGIN", self._execute, "BEGIN")
             return self._track(statement, call, *args, many=many, **kwargs)
 

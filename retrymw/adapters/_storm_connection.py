@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import storm.database  # type: ignore[import-untyped]
 from storm.database import STATE_CONNECTED, STATE_DISCONNECTED
 from storm.databases.mysql import MySQL  # type: ignore[import-untyped]
 from storm.exceptions import ClosedError, StormError  # type: ignore[import-untyped]
 
+from retrymw.adapters._pools import Home, PoolFactory
 from retrymw.adapters._tracker import Tracker
 from retrymw.adapters._undo import UNDO_SECONDS, Wire, cut_after
 from retrymw.classify._frames import autocommits
 
-__all__ = ["Connection", "Pool", "tracked"]
+__all__ = ["Connection", "tracked"]
 
 # What is no StormError is of values that can't be sent, and found out before anything is.
 _ANSWERS: Final = (StormError, TypeError, ValueError, LookupError, ArithmeticError)
@@ -26,51 +27,14 @@ _ANSWERS: Final = (StormError, TypeError, ValueError, LookupError, ArithmeticErr
 _WAKING_SECONDS: Final = 0.5
 
 
-class Pool(Protocol):
-    """What is used of a ``sqlalchemy.pool.Pool``."""
-
-    def connect(self) -> Any: ...
-    def recreate(self) -> Any: ...
-    def dispose(self) -> None: ...
-
-
-PoolFactory = Callable[[Callable[[], Any]], Pool]
-
-
 def tracked(database: Any, pool: PoolFactory | None) -> Any:
     """A copy of a Storm database whose stores have a :class:`Connection`, maybe from a pool."""
     database = copy.copy(database)
     factory = database.connection_factory
-    home = _Home(database.raw_connect, pool)
+    home = Home(database.raw_connect, pool)
     database.connection_factory = type(factory.__name__, (Connection, factory), {"home": home})
     database.raw_connect = home.connect
     return database
-
-
-class _Home:
-    """Where raw connections come from.
-
-    Attributes:
-        connect_directly: opens one that is no pool's.
-        pool: None without one.
-    """
-
-    def __init__(self, connect: Callable[[], Any], pool: PoolFactory | None) -> None:
-        self.connect_directly = connect
-        self.pool = None if pool is None else pool(connect)
-        # Reentrant: the garbage collector may close a store in the midst of recreate().
-        self._lock = threading.RLock()
-
-    def connect(self) -> Any:
-        return self.connect_directly() if self.pool is None else self.pool.connect()
-
-    def renew(self, pool: Pool) -> None:
-        """Forget the pool's other connections: the server that dropped one dropped them all."""
-        with self._lock:
-            if self.pool is not pool:
-                return  # another attempt did it already
-            self.pool = pool.recreate()
-        pool.dispose()
 
 
 class Connection(storm.database.Connection):  # type: ignore[misc]  # Storm has no types
@@ -79,7 +43,7 @@ class Connection(storm.database.Connection):  # type: ignore[misc]  # Storm has 
     Statements of several threads take turns; mysqlclient by itself would mix up their answers.
     """
 
-    home: _Home
+    home: Home
     _closed: bool
 
     def __init__(self, database: Any, event: Any = None) -> None:

@@ -35,7 +35,8 @@ class Database:
         database: a ``MySQLDatabase`` or ``PostgresqlDatabase``, pooled or not.
         commit: ``"on-success"`` to have the middleware make one transaction of what an attempt
             does, and commit it before the first byte of a response below 400; ``atomic()`` is a
-            savepoint in it then, and ``close()`` does nothing. None leaves transactions to you.
+            savepoint in it then, and ``close()`` does nothing. What functions of ``after_commit()``
+            write is committed after each. None leaves transactions to you.
 
     Raises:
         TypeError: ``database`` is none of these.
@@ -65,7 +66,12 @@ class Database:
         return f"<Database {'' if '=' in name else name}>"
 
     def commit(self, attempt: Attempt) -> None:
-        """Commit what the attempt has done, if it has done anything."""
+        """Commit what the attempt has done, and call what waits for that.
+
+        Raises:
+            Exception: what the driver raises, or a function of ``after_commit()``. PostgreSQL would
+                answer the COMMIT of an aborted transaction with a ROLLBACK; that is raised instead.
+        """
         loan = loan_of(self, attempt)
         if loan is not None:
             loan.commit()
@@ -100,7 +106,8 @@ def release_connection(database: Any) -> Callable[[F], F]:
     For functions and methods of a data layer that threads call: peewee binds a connection to the
     thread that opens it, and a pool runs dry when threads keep theirs. Of functions that call each
     other the outermost one gives back. A generator does so after its last item, when it is closed,
-    and on an error. Within ``atomic()`` and peewee's other ``with`` blocks nothing is given back. A
+    and on an error. Within ``atomic()`` and peewee's other ``with`` blocks nothing is given back,
+    nor in the middle of a statement, where the garbage collector may close a generator. A
     connection that failed is closed. An error while closing is logged at DEBUG, and hides nothing.
 
     Works in attempts, and in plain threads without any middleware. Coroutine functions and async

@@ -7,29 +7,22 @@ import inspect
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pymysql
 import pymysql.connections
 
 from retrymw._context import Attempt
 from retrymw.adapters._loans import Commit, Lender
+from retrymw.adapters._pools import Home, Pool, PoolFactory
 from retrymw.adapters._tracker import Tracker
 
 __all__ = ["Connection", "Database"]
 
 _UNDO_SECONDS: Final = 2.0
 _PARAMETERS: Final = frozenset(inspect.signature(pymysql.connections.Connection).parameters)
-
-
-class Pool(Protocol):
-    """What is used of a ``sqlalchemy.pool.Pool``."""
-
-    def connect(self) -> Any: ...
-    def recreate(self) -> Any: ...
-    def dispose(self) -> None: ...
 
 
 class Database(Lender["Connection"]):
@@ -59,7 +52,7 @@ class Database(Lender["Connection"]):
     def __init__(
         self,
         *,
-        pool: Callable[[Callable[[], Connection]], Pool] | None = None,
+        pool: PoolFactory | None = None,
         commit: Commit = None,
         **connect_args: Any,
     ) -> None:
@@ -79,9 +72,7 @@ class Database(Lender["Connection"]):
             raise TypeError(
                 "Database was given defer_connect=True; allowed: False, or leave it out"
             )
-        self._connect = functools.partial(Connection, **self._connect_args)
-        self._pool = pool(self._connect) if pool is not None else None
-        self._lock = threading.Lock()
+        self._home = Home(functools.partial(Connection, **self._connect_args), pool)
 
     def __repr__(self) -> str:
         arguments = self._connect_args
@@ -101,12 +92,12 @@ class Database(Lender["Connection"]):
 
     def ping(self) -> None:
         """Connect and disconnect; raises what ``pymysql.connect`` raises."""
-        self._connect().close()
+        self._home.connect_directly().close()
 
     def _open(self, attempt: Attempt | None) -> Connection:
-        pool = self._pool
+        pool = self._home.pool
         if pool is None:
-            connection = self._connect()
+            connection: Connection = self._home.connect_directly()
         else:
             proxy = pool.connect()
             connection = proxy.dbapi_connection
@@ -139,21 +130,13 @@ class Database(Lender["Connection"]):
                 connection.close()
             return
         pool, proxy = home
-        if connection.is_as_it_was and pool is self._pool:
+        if connection.is_as_it_was and pool is self._home.pool:
             proxy.close()
         else:
             dropped = connection.tracker.lost or not (connection.open or connection.closed_by_app)
             proxy.invalidate()
             if dropped:
-                self._renew(pool)
-
-    def _renew(self, pool: Pool) -> None:
-        """Forget the pool's other connections: the server that dropped one dropped them all."""
-        with self._lock:
-            if self._pool is not pool:
-                return  # another attempt did it already
-            self._pool = pool.recreate()
-        pool.dispose()
+                self._home.renew(pool)
 
 
 class Connection(pymysql.connections.Connection):

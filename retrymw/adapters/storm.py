@@ -13,7 +13,8 @@ from storm.uri import URI  # type: ignore[import-untyped]
 
 from retrymw._context import Attempt
 from retrymw.adapters._loans import Commit, Lender
-from retrymw.adapters._storm_connection import PoolFactory, tracked
+from retrymw.adapters._pools import PoolFactory
+from retrymw.adapters._storm_connection import tracked
 
 __all__ = ["Database"]
 

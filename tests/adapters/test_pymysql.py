@@ -666,7 +666,7 @@ class OnMariaDB:
                 execute,
                 commit=lambda: call("commit"),
                 rollback=lambda: call("rollback"),
-                in_use=(lambda: int(database._pool.checkedout())) if self.pooled else None,
+                in_use=(lambda: int(database._home.pool.checkedout())) if self.pooled else None,
             )
 
         made = subject()
