@@ -898,9 +898,10 @@ def test_outside_of_attempts(shop: Shop) -> None:
         with pool.connection_context():
             with closing(pool.connection().cursor()) as cursor:
                 cursor.execute(shop.identity)
-                seen.append(cursor.fetchone()[0])
+                identity = cursor.fetchone()[0]
+            seen.append(identity)
             with pool.atomic():
-                model(pool).create(name=str(len(seen)))
+                model(pool).create(name=str(identity))
             both.wait(10)
 
     both = threading.Barrier(2)
