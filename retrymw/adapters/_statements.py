@@ -8,7 +8,7 @@ from typing import Final
 
 from retrymw.classify import sql
 
-__all__ = ["COMMIT", "DDL", "ROLL_BACK", "STAYS", "Transaction", "look"]
+__all__ = ["BEGIN", "COMMIT", "DDL", "ROLL_BACK", "STAYS", "Transaction", "look"]
 
 
 _ROLLBACK: Final = sql.starts(rb"ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b|\s+PREPARED)|ABORT")
