@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import selectors
 import socket
@@ -17,6 +18,7 @@ Moment = Literal["connect", "before-commit", "commit"]
 
 _CHUNK: Final = 1 << 16
 _BACKLOG: Final = 1 << 20  # bytes one side may owe the other before no more are read
+_SHARES: Final = 64
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -24,9 +26,12 @@ def listen(port: int | None = None) -> socket.socket:
     """Listen on 127.0.0.1, on `port` or on a free port from 15000 to 32767.
 
     Not above: those ports are handed out to clients, and a client that is given the very port it
-    wants to reach is connected to itself while the server is down. Raises OSError.
+    wants to reach is connected to itself while the server is down. And each process has a share of
+    its own, or the port of a server that is down for a while may become another process's.
+    Raises OSError.
     """
-    candidates = random.sample(range(15000, 32768), 100) if port is None else [port]
+    share = range(15000 + os.getpid() % _SHARES, 32768, _SHARES)
+    candidates = random.sample(share, 100) if port is None else [port]
     while True:
         listener = socket.socket()
         try:
