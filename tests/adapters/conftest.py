@@ -60,7 +60,7 @@ def _table() -> Iterator[str]:
         found = re.fullmatch(r".*test_(\w+)\.py::Test(\w+)::\w+\[(asgi|wsgi)-?(.*)\]", name)
         assert found is not None, name
         adapter, kind, shell, driver = found.groups()
-        kind = " ".join(re.findall(r"Async|MariaDB|PostgreSQL|MySQL", kind))
+        kind = " ".join(re.findall(r"Async|MariaDB|MySQL|Pool|PostgreSQL|Psycopg2", kind))
         row = accounts.row
         numbers = " | ".join(str(row[column]) for column in COLUMNS)
         yield f"| {adapter} | {' '.join(filter(None, (driver, kind)))} | {shell} | {numbers} |"
