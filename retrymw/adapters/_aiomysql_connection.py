@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from retrymw._context import Attempt
 from retrymw.adapters._tracker import Tracker
+from retrymw.adapters._undo import UNDO_SECONDS
 
 __all__ = ["READING", "WatchedConnection"]
 
 T = TypeVar("T")
 
-_UNDO_SECONDS: Final = 2.0
 READING: Final = b"SELECT"
 """Stands for what commits nothing, and leaves nothing to be committed."""
 
@@ -127,7 +127,7 @@ class WatchedConnection(_Connection):
         self.tracker.lend(None)
         idle = self.get_autocommit() and not self.get_transaction_status()
         if not (self.ended or idle):
-            usual, self._bound = self._bound, _UNDO_SECONDS
+            usual, self._bound = self._bound, UNDO_SECONDS
             try:
                 await self.rollback()
             finally:

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from retrymw._context import Attempt, current_attempt
 
-__all__ = ["Commit", "Lender", "check_commit", "check_not_over", "loan_of"]
+__all__ = ["Commit", "Keeper", "Lender", "check_commit", "check_not_over", "loan_of"]
 
 C = TypeVar("C")
 
@@ -29,12 +29,8 @@ def check_commit(commit: object) -> bool:
     return commit is not None
 
 
-class Lender(ABC, Generic[C]):
-    """A database whose connections are lent to attempts, one to each.
-
-    An adapter says how a connection is opened, rolled back, committed and given back. They are
-    called by different threads, one at a time, except that a commit which was given up may still be
-    under way when it is rolled back.
+class Keeper:
+    """A database that keeps a loan for each attempt, and ends it as the middleware says.
 
     Args:
         commit: ``"on-success"`` to commit what an attempt leaves when its response is about to be
@@ -44,22 +40,13 @@ class Lender(ABC, Generic[C]):
     def __init__(self, *, commit: Commit = None) -> None:
         self.commits_on_success: bool = check_commit(commit)
 
-    @contextmanager
-    def _lent(self) -> Iterator[C]:
-        """The attempt's connection; outside a request, one of its own, given back at the end."""
-        attempt = current_attempt(None)
-        if attempt is None:
-            loan = _Loan(self, None)
-            try:
-                yield loan.get()
-            finally:
-                loan.give_back()
-        else:
-            resources = attempt.resource(self)
-            yield (resources.get(self) or resources.setdefault(self, _Loan(self, attempt))).get()
-
     def commit(self, attempt: Attempt) -> None:
-        """Commit the attempt's transaction, if it has begun one."""
+        """Commit the attempt's transaction, if it has begun one.
+
+        Raises:
+            Exception: what the driver or layer raises, also where PostgreSQL would answer the
+                COMMIT of an aborted transaction with a ROLLBACK.
+        """
         loan = loan_of(self, attempt)
         if loan is not None:
             loan.commit()
@@ -75,6 +62,29 @@ class Lender(ABC, Generic[C]):
         loan = loan_of(self, attempt)
         if loan is not None:
             loan.give_back()
+
+
+class Lender(Keeper, ABC, Generic[C]):
+    """A database whose connections are lent to attempts, one to each.
+
+    An adapter says how a connection is opened, rolled back, committed and given back. They are
+    called by different threads, one at a time, except that a commit which was given up may still be
+    under way when it is rolled back.
+    """
+
+    @contextmanager
+    def _lent(self) -> Iterator[C]:
+        """The attempt's connection; outside a request, one of its own, given back at the end."""
+        attempt = current_attempt(None)
+        if attempt is None:
+            loan = _Loan(self, None)
+            try:
+                yield loan.get()
+            finally:
+                loan.give_back()
+        else:
+            resources = attempt.resource(self)
+            yield (resources.get(self) or resources.setdefault(self, _Loan(self, attempt))).get()
 
     @abstractmethod
     def ping(self) -> None:

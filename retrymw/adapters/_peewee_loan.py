@@ -198,7 +198,7 @@ class Loan:
             self._track(b"SELECT 1", self._execute, "SELECT 1")  # says what its COMMIT would not
         self._track(b"COMMIT", self._execute, "COMMIT")
 
-    def roll_back(self) -> None:
+    def rollback(self) -> None:
         """Undo the transaction, within four seconds; what another thread still uses is cut off."""
         if not self.turn.acquire(timeout=UNDO_SECONDS):
             self._cut_off()
@@ -218,7 +218,7 @@ class Loan:
         finally:
             self.turn.release()
 
-    def finish(self) -> None:
+    def give_back(self) -> None:
         """Give the connection back for good; if another thread still uses it, to nobody."""
         mine = self.turn.acquire(timeout=UNDO_SECONDS)
         self._over = True

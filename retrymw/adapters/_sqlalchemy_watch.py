@@ -126,14 +126,16 @@ def _seen(context: ExceptionContext) -> None:
     connection = context.connection
     work = _work_of(connection)
     commits, handling = (True, None) if work is None else (work.committing, work.handling)
-    failure = classify(exc, handling=handling)
+    attempt = current_attempt(None)
+    if attempt is None:
+        failure = classify(exc, handling=handling)
+    else:
+        failure = attempt.saw(exc, commits=commits, handling=handling)
     if failure is None:
         return
     if failure.kind == "disconnection" and connection is not None and not connection.closed:
         context.is_disconnect = True  # throw it away, where SQLAlchemy itself would not
-    attempt = current_attempt(None)
     if attempt is not None:
-        attempt.saw(exc, commits=commits, handling=handling)
         transaction = None if connection is None else connection.get_transaction()
         if transaction is not None:
             _failed.add(transaction)

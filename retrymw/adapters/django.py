@@ -10,6 +10,7 @@ from django.db import DEFAULT_DB_ALIAS, connections  # type: ignore[import-untyp
 
 from retrymw._context import Attempt
 from retrymw.adapters._django_watch import Watch
+from retrymw.adapters._loans import loan_of
 
 __all__ = ["Database"]
 
@@ -89,7 +90,7 @@ class Database:
 
 
 def _used(database: Database, attempt: Attempt) -> list[Watch]:
-    return list((attempt.resources or {}).get(database, ()))
+    return list(loan_of(database, attempt) or ())
 
 
 def _create_watched(alias: str) -> Any:

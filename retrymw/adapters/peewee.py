@@ -9,7 +9,7 @@ import peewee  # type: ignore[import-untyped,unused-ignore]
 from playhouse.pool import PooledDatabase  # type: ignore[import-untyped,unused-ignore]
 
 from retrymw._context import Attempt
-from retrymw.adapters._loans import Commit, check_commit, loan_of
+from retrymw.adapters._loans import Commit, Keeper
 from retrymw.adapters._peewee_loan import Loan
 from retrymw.adapters._peewee_release import releasing
 from retrymw.adapters._peewee_watch import State, watch
@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _peewee: Final[Any] = peewee  # what is used of it is not in its stubs
 
 
-class Database:
+class Database(Keeper):
     """A peewee database whose connection state belongs to attempts, not to threads.
 
     Give it to the middleware (``databases=[Database(database)]``) and go on using peewee's own
@@ -44,7 +44,7 @@ class Database:
     """
 
     def __init__(self, database: Any, *, commit: Commit = None) -> None:
-        self.commits_on_success: bool = check_commit(commit)
+        super().__init__(commit=commit)
         if not isinstance(database, (_peewee.MySQLDatabase, _peewee.PostgresqlDatabase)) or any(
             base.__module__ == "playhouse.pwasyncio" for base in type(database).__mro__
         ):
@@ -64,29 +64,6 @@ class Database:
     def __repr__(self) -> str:
         name = str(self.database.database).rpartition("@")[2].partition("?")[0]
         return f"<Database {'' if '=' in name else name}>"
-
-    def commit(self, attempt: Attempt) -> None:
-        """Commit what the attempt has done, and call what waits for that.
-
-        Raises:
-            Exception: what the driver raises, or a function of ``after_commit()``. PostgreSQL would
-                answer the COMMIT of an aborted transaction with a ROLLBACK; that is raised instead.
-        """
-        loan = loan_of(self, attempt)
-        if loan is not None:
-            loan.commit()
-
-    def rollback(self, attempt: Attempt) -> None:
-        """Undo the attempt's transaction, within four seconds."""
-        loan = loan_of(self, attempt)
-        if loan is not None:
-            loan.roll_back()
-
-    def release(self, attempt: Attempt) -> None:
-        """Give the attempt's connection back, or close it if it is not fit for another use."""
-        loan = loan_of(self, attempt)
-        if loan is not None:
-            loan.finish()
 
     def ping(self) -> None:
         """Connect and disconnect, past the pool; raises what peewee raises."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import pymysql
@@ -18,10 +17,10 @@ from retrymw._context import Attempt
 from retrymw.adapters._loans import Commit, Lender
 from retrymw.adapters._pools import Home, Pool, PoolFactory
 from retrymw.adapters._tracker import Tracker
+from retrymw.adapters._undo import UNDO_SECONDS, Wire
 
 __all__ = ["Connection", "Database"]
 
-_UNDO_SECONDS: Final = 2.0
 _PARAMETERS: Final = frozenset(inspect.signature(pymysql.connections.Connection).parameters)
 
 
@@ -221,13 +220,12 @@ class Connection(pymysql.connections.Connection):
             result.unbuffered_active = False  # PyMySQL would read all the rows that are left
             self.close()
             return False
-        self._read_timeout = _UNDO_SECONDS
-        if self._turn.acquire(timeout=_UNDO_SECONDS):
+        self._read_timeout = UNDO_SECONDS
+        if self._turn.acquire(timeout=UNDO_SECONDS):
             self._turn.release()
             return self.open
         self.tracker.lost = True
-        with suppress(OSError, AttributeError):  # the other thread was faster
-            getattr(self, "_sock", None).shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]  # may be None
+        Wire(self).cut()
         return False
 
     @property

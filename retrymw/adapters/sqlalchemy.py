@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from retrymw._context import Attempt, current_attempt
-from retrymw.adapters._loans import Commit, check_commit
+from retrymw.adapters._loans import Commit, check_commit, loan_of
 from retrymw.adapters._sqlalchemy_watch import cut, is_busy, is_doubtful, watch
 from retrymw.adapters._undo import cut_after
 
@@ -73,13 +73,13 @@ class Database:
 
     def commit(self, attempt: Attempt) -> None:
         """Commit the attempt's transaction, if it has begun one."""
-        session = (attempt.resources or {}).get(self)
+        session = loan_of(self, attempt)
         if session is not None:
             _commit(session)
 
     def rollback(self, attempt: Attempt) -> None:
         """Undo the attempt's transaction, within two seconds."""
-        session = (attempt.resources or {}).get(self)
+        session = loan_of(self, attempt)
         if session is not None:
             _roll_back(session, hurry=True)
 
@@ -142,13 +142,13 @@ class AsyncDatabase:
 
     async def commit(self, attempt: Attempt) -> None:
         """Commit the attempt's transaction, if it has begun one."""
-        session = (attempt.resources or {}).get(self)
+        session = loan_of(self, attempt)
         if session is not None:
             await session.run_sync(_commit)
 
     async def rollback(self, attempt: Attempt) -> None:
         """Undo the attempt's transaction; the middleware gives up after five seconds."""
-        session = (attempt.resources or {}).get(self)
+        session = loan_of(self, attempt)
         if session is not None:
             await session.run_sync(_roll_back)
 

@@ -40,6 +40,7 @@ from retrymw.testing.conformance import (
     Subject,
     UnitOfWorkConformance,
 )
+from retrymw.testing.conformance._stage import things as table_of_things
 from retrymw.testing.servers import MariaDB
 
 Endpoint = Callable[[], Awaitable[object]]
@@ -165,11 +166,10 @@ def database(open_database: Callable[..., Any]) -> Any:
 @pytest.fixture
 def things(mariadb: MariaDB) -> Iterator[Things]:
     """A table, and what is stored in it."""
-    mariadb.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    yield lambda: [row[0] for row in mariadb.execute("SELECT name FROM app.things ORDER BY name")]
-    mariadb.start()
-    mariadb.kill_connections()
-    mariadb.execute("DROP TABLE app.things")
+    with table_of_things(mariadb):
+        yield lambda: [
+            row[0] for row in mariadb.execute("SELECT name FROM app.things ORDER BY name")
+        ]
 
 
 def in_use(database: Any) -> int:

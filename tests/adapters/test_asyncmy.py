@@ -10,6 +10,7 @@ import pytest
 from retrymw import rollback_safe
 from retrymw.adapters.asyncmy import AsyncDatabase
 from retrymw.testing import FaultProxy
+from retrymw.testing.conformance._stage import things as table_of_things
 from retrymw.testing.servers import MariaDB
 from tests.adapters import test_aiomysql as shared
 from tests.adapters.test_aiomysql import execute, is_first, outcome, request
@@ -35,10 +36,8 @@ def anyio_backend() -> str:
 @pytest.fixture
 def things(mariadb: MariaDB) -> Iterator[None]:
     """A table."""
-    mariadb.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    yield
-    mariadb.kill_connections()
-    mariadb.execute("DROP TABLE app.things")
+    with table_of_things(mariadb):
+        yield
 
 
 @pytest.fixture

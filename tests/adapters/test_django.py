@@ -42,6 +42,7 @@ from retrymw import RetryPolicy, current_attempt, rollback_safe
 from retrymw.adapters.django import Database
 from retrymw.testing import FaultProxy
 from retrymw.testing.conformance import AccountingConformance, AdapterConformance, Subject
+from retrymw.testing.conformance._stage import things
 from retrymw.testing.servers import MariaDB, PostgreSQL
 from retrymw.typing import Report
 
@@ -57,10 +58,6 @@ CONFLICTS = {
     "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213",
     "postgresql": "SELECT app.conflict()",
 }
-CONFLICT = """
-CREATE FUNCTION app.conflict() RETURNS void AS
-$$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$ LANGUAGE plpgsql
-"""
 RECOVERED = (200, "recovered")
 FINE = (200, None)
 MAX_AGE = {"wsgi": 60, "asgi": 0}  # Django's advice: persistent connections are not for ASGI
@@ -201,18 +198,8 @@ def server_fixture(request: pytest.FixtureRequest) -> str:
 def server(server_fixture: str, request: pytest.FixtureRequest) -> Iterator[Server]:
     """The server, with a table for things."""
     server: Server = request.getfixturevalue(server_fixture)
-    postgresql = server_fixture == "postgresql"
-    if postgresql:
-        server.execute("CREATE SCHEMA app AUTHORIZATION app")
-    server.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    if postgresql:
-        server.execute("ALTER TABLE app.things OWNER TO app")
-        server.execute(CONFLICT)
-        server.execute("GRANT ALL ON FUNCTION app.conflict() TO app")
-    yield server
-    server.start()
-    server.kill_connections()
-    server.execute("DROP SCHEMA app CASCADE" if postgresql else "DROP TABLE app.things")
+    with things(server):
+        yield server
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ from retrymw.testing.conformance import (
     Subject,
     UnitOfWorkConformance,
 )
+from retrymw.testing.conformance._stage import things
 from retrymw.testing.servers import MariaDB, PostgreSQL
 
 # peewee's pool asks mysqlclient's ping() not to reconnect.
@@ -185,12 +186,6 @@ class TestConformanceWithoutPool(AdapterConformance):
 # What is special to peewee, over each driver.
 
 
-CONFLICT = """
-CREATE FUNCTION app.conflict() RETURNS void AS
-$$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$ LANGUAGE plpgsql
-"""
-
-
 @dataclass
 class Shop:
     """A server, the proxy before it, and how to open peewee databases there."""
@@ -236,21 +231,12 @@ def shop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     name = "mariadb" if "mysql" in driver else "postgresql"
     server: Server = request.getfixturevalue(name)
     choose(driver, monkeypatch)
-    if name == "postgresql":
-        server.execute("CREATE SCHEMA app AUTHORIZATION app")
-        server.execute(CONFLICT)
-        server.execute("GRANT ALL ON FUNCTION app.conflict() TO app")
-    server.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    if name == "postgresql":
-        server.execute("ALTER TABLE app.things OWNER TO app")
     opened: list[Any] = []
-    yield Shop(server, request.getfixturevalue(f"{name}_proxy"), driver, opened)
-    for pool in opened:
-        with suppress(Exception):
-            pool.close_all()
-    server.start()
-    server.kill_connections()
-    server.execute("DROP SCHEMA app CASCADE" if name == "postgresql" else "DROP TABLE app.things")
+    with things(server):
+        yield Shop(server, request.getfixturevalue(f"{name}_proxy"), driver, opened)
+        for pool in opened:
+            with suppress(Exception):
+                pool.close_all()
 
 
 def model(pool: Any) -> Any:

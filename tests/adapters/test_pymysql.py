@@ -31,6 +31,7 @@ from retrymw.testing.conformance import (
     Subject,
     UnitOfWorkConformance,
 )
+from retrymw.testing.conformance._stage import things as table_of_things
 from retrymw.testing.servers import MariaDB
 
 Endpoint = Callable[[Request], Any]
@@ -57,11 +58,10 @@ def database(open_database: Open) -> Database:
 @pytest.fixture(autouse=True)
 def things(mariadb: MariaDB) -> Iterator[Callable[[], list[str]]]:
     """A table, and what is stored in it."""
-    mariadb.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    yield lambda: [row[0] for row in mariadb.execute("SELECT name FROM app.things ORDER BY name")]
-    mariadb.start()
-    mariadb.kill_connections()
-    mariadb.execute("DROP TABLE app.things")
+    with table_of_things(mariadb):
+        yield lambda: [
+            row[0] for row in mariadb.execute("SELECT name FROM app.things ORDER BY name")
+        ]
 
 
 def insert(connection: Connection, name: str) -> None:

@@ -34,6 +34,7 @@ from retrymw.testing.conformance import (
     Subject,
     UnitOfWorkConformance,
 )
+from retrymw.testing.conformance._stage import things
 from retrymw.testing.servers import MariaDB, PostgreSQL
 from retrymw.typing import Report
 
@@ -68,10 +69,6 @@ CONFLICTS = {
     "mariadb": text("SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213"),
     "postgresql": text("SELECT conflict()"),
 }
-CONFLICT = """
-CREATE FUNCTION app.conflict() RETURNS void AS
-$$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$ LANGUAGE plpgsql
-"""
 
 CONFORMING_DRIVERS = [PYMYSQL, "mysql+mysqldb", PSYCOPG, "postgresql+psycopg2"]
 
@@ -108,17 +105,8 @@ def kind(driver: str) -> str:
 def server(kind: str, request: pytest.FixtureRequest) -> Iterator[Server]:
     """The driver's server, with a table for things."""
     server: Server = request.getfixturevalue(kind)
-    postgresql = kind == "postgresql"
-    if postgresql:
-        server.execute("CREATE SCHEMA app AUTHORIZATION app")
-    server.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    if postgresql:
-        server.execute("ALTER TABLE app.things OWNER TO app")
-        server.execute(CONFLICT)
-    yield server
-    server.start()
-    server.kill_connections()
-    server.execute("DROP SCHEMA app CASCADE" if postgresql else "DROP TABLE app.things")
+    with things(server):
+        yield server
 
 
 @pytest.fixture

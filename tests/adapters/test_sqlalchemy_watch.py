@@ -21,6 +21,7 @@ from retrymw.adapters.sqlalchemy import watch
 from retrymw.asgi import RetryMiddleware
 from retrymw.integrations.flask import Retry
 from retrymw.testing import FaultProxy
+from retrymw.testing.conformance._stage import things
 from retrymw.testing.servers import MariaDB, PostgreSQL
 
 Server = MariaDB | PostgreSQL
@@ -47,15 +48,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 def server(kind: str, request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server with a table for things."""
     server: Server = request.getfixturevalue(kind)
-    postgresql = kind == "postgresql"
-    if postgresql:
-        server.execute("CREATE SCHEMA app AUTHORIZATION app")
-    server.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    if postgresql:
-        server.execute("ALTER TABLE app.things OWNER TO app")
-    yield server
-    server.kill_connections()
-    server.execute("DROP SCHEMA app CASCADE" if postgresql else "DROP TABLE app.things")
+    with things(server):
+        yield server
 
 
 @pytest.fixture

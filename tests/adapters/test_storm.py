@@ -41,6 +41,7 @@ from retrymw.testing.conformance import (
     Subject,
     UnitOfWorkConformance,
 )
+from retrymw.testing.conformance._stage import things
 from retrymw.testing.servers import MariaDB, PostgreSQL
 
 # Storm's own: what it asks for is mysqlclient's default by now.
@@ -155,26 +156,11 @@ class Thing:
         self.name = name
 
 
-@contextlib.contextmanager
-def _things(server: MariaDB | PostgreSQL) -> Iterator[None]:
-    postgresql = isinstance(server, PostgreSQL)
-    if postgresql:
-        server.execute("CREATE SCHEMA app AUTHORIZATION app")
-    server.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    if postgresql:
-        server.execute("ALTER TABLE app.things OWNER TO app")
-    try:
-        yield
-    finally:
-        server.kill_connections()
-        server.execute("DROP SCHEMA app CASCADE" if postgresql else "DROP TABLE app.things")
-
-
 @pytest.fixture(params=["mariadb", "postgresql"])
 def server(request: pytest.FixtureRequest) -> Iterator[MariaDB | PostgreSQL]:
     """Each server, with a table of things."""
     server: MariaDB | PostgreSQL = request.getfixturevalue(request.param)
-    with _things(server):
+    with things(server):
         yield server
 
 
@@ -573,7 +559,7 @@ def test_two_phase(postgresql: PostgreSQL, postgresql_proxy: FaultProxy) -> None
             postgresql_proxy.cut("reset", at=1)
             store._connection.commit(next(xids))
 
-    with _things(postgresql):
+    with things(postgresql):
         assert request(forget, database) == (200, None, None)
         assert request(prepare, database) == (200, None, None)
         assert postgresql_proxy.accepted == 1
@@ -615,7 +601,7 @@ def test_autocommit_does_not_leak_through_the_pool(
     def forget() -> None:
         execute(database, "INSERT INTO things VALUES ('forgotten')")
 
-    with _things(mariadb):
+    with things(mariadb):
         assert request(switch, database) == request(forget, database) == (200, None, None)
         assert names(mariadb) == []
     pool_of(database).dispose()

@@ -31,6 +31,7 @@ import retrymw.wsgi
 from retrymw import RetryPolicy, current_attempt, idempotent, never_replay, rollback_safe
 from retrymw.integrations.flask import Retry
 from retrymw.testing import FaultProxy
+from retrymw.testing.conformance._stage import things
 from retrymw.testing.servers import MariaDB, PostgreSQL
 
 SECONDS = 5  # how long a driver may wait for an answer
@@ -164,18 +165,8 @@ BACKENDS: dict[str, tuple[str, Callable[..., Backend]]] = {
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     name, make = BACKENDS[request.param]
     server = request.getfixturevalue(name)
-    postgresql = isinstance(server, PostgreSQL)
-    if postgresql:
-        server.execute("CREATE SCHEMA app AUTHORIZATION app")
-    server.execute("CREATE TABLE app.things (name VARCHAR(50) PRIMARY KEY)")
-    if postgresql:
-        server.execute("ALTER TABLE app.things OWNER TO app")
-    try:
+    with things(server):
         yield make(server, request.getfixturevalue(f"{name}_proxy"))
-    finally:
-        server.start()
-        server.kill_connections()
-        server.execute("DROP SCHEMA app CASCADE" if postgresql else "DROP TABLE app.things")
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ __all__ = [
     "Subject",
     "in_context",
     "is_first",
+    "things",
     "told",
     "under",
 ]
@@ -315,12 +316,13 @@ class Conformance:
         shell: Shell,
     ) -> Iterator[Stage]:
         """What the tests play on; a table of things is there."""
-        with _things(server):
+        with things(server):
             yield Stage(subject, shell, server, proxy, portal)
 
 
 @contextmanager
-def _things(server: MariaDB | PostgreSQL) -> Iterator[None]:
+def things(server: MariaDB | PostgreSQL) -> Iterator[None]:
+    """A table of things that the app owns; and in PostgreSQL a function that ends in a conflict."""
     postgresql = isinstance(server, PostgreSQL)
     if postgresql:
         server.execute("CREATE SCHEMA app AUTHORIZATION app")
