@@ -12,8 +12,8 @@ from django.core.handlers.wsgi import WSGIHandler  # type: ignore[import-untyped
 from django.core.signals import got_request_exception  # type: ignore[import-untyped]
 
 import retrymw.wsgi
-from retrymw._context import current_attempt, running
 from retrymw._core.policy import RetryPolicy
+from retrymw.integrations._inside import not_routed, routed, saw
 from retrymw.typing import ASGIApp, Hook, WSGIApp
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def Retry(app: Any, **options: Any) -> Any:
         from retrymw.asgi import RetryMiddleware
     else:
         from retrymw.wsgi import RetryMiddleware  # type: ignore[assignment]
-    middleware = RetryMiddleware(app, find_endpoint=_not_routed, **options)
+    middleware = RetryMiddleware(app, find_endpoint=not_routed, **options)
     setattr(app, _ROUTES, functools.partial(_route, getattr(app, _ROUTES)))
     # The signal is not sent for what a middleware's process_exception() takes.
     setattr(app, _HANDLES, functools.partial(_see_and_handle, getattr(app, _HANDLES)))
@@ -86,30 +86,15 @@ def Retry(app: Any, **options: Any) -> Any:
 
 
 def _route(resolve: Callable[[Any], Any], request: Any) -> Any:
-    """Note the view: when the app has returned, nobody else knows it."""
     match = resolve(request)
-    run = running.get()
-    # A view that makes requests of its own app is still the one that this exchange is of.
-    if run is not None and run.endpoint is None:
-        run.endpoint = match.func
+    routed(match.func)
     return match
 
 
 def _see_and_handle(handle: Callable[..., Any], exception: Exception, *args: Any) -> Any:
-    _saw(exception)
+    saw(exception)
     return handle(exception, *args)
 
 
 def _saw_current(**_: Any) -> None:
-    _saw(sys.exc_info()[1])
-
-
-def _saw(exception: BaseException | None) -> None:
-    attempt = current_attempt(None)
-    if attempt is not None and exception is not None:
-        attempt.saw(exception)
-
-
-def _not_routed(request: Any) -> object:
-    """The request failed before it was routed, so it has no mark."""
-    return None
+    saw(sys.exc_info()[1])

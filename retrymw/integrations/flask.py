@@ -8,9 +8,9 @@ from typing import Any
 from flask import Flask, request
 from flask.signals import got_request_exception, request_started
 
-from retrymw._context import current_attempt, running
 from retrymw._core.policy import RetryPolicy
-from retrymw.typing import Environ, Hook
+from retrymw.integrations._inside import not_routed, routed, saw
+from retrymw.typing import Hook
 from retrymw.wsgi import RetryMiddleware
 
 __all__ = ["Retry"]
@@ -59,12 +59,12 @@ class Retry:
             policy=self._policy,
             databases=self._databases,
             hooks=self._hooks,
-            find_endpoint=_not_routed,
+            find_endpoint=not_routed,
         )
         handle_user_exception = app.handle_user_exception
 
         def see_and_handle(*args: Any) -> Any:
-            _saw(app, exception=args[-1])  # later versions of Flask pass the context first
+            saw(args[-1])  # later versions of Flask pass the context first
             return handle_user_exception(*args)
 
         # The signal is not sent for what an error handler takes, so the method is wrapped as well.
@@ -76,19 +76,9 @@ class Retry:
 
 
 def _saw(sender: Flask, *, exception: BaseException, **_: Any) -> None:
-    attempt = current_attempt(None)
-    if attempt is not None:
-        attempt.saw(exception)
+    saw(exception)
 
 
 def _routed(sender: Flask, **_: Any) -> None:
-    """Note the view: when the app has returned, Flask has forgotten it."""
-    run = running.get()
-    # A view that makes requests of its own app is still the one that this exchange is of.
-    if run is not None and run.endpoint is None and request.endpoint is not None:
-        run.endpoint = sender.view_functions.get(request.endpoint)
-
-
-def _not_routed(environ: Environ) -> object:
-    """The request failed before it was routed, so it has no mark."""
-    return None
+    if request.endpoint is not None:
+        routed(sender.view_functions.get(request.endpoint))

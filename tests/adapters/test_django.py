@@ -1045,9 +1045,7 @@ class WithPool(OnPostgreSQL):
     @pytest.fixture
     def options(self, size: int) -> dict[str, Any]:
         # By default the pool waits a second after a connect that failed, then 2, then 4 …
-        return {
-            "pool": {"min_size": 0, "max_size": size, "timeout": 0.4, "reconnect_timeout": 0.1}
-        }
+        return {"pool": {"min_size": 0, "max_size": size, "timeout": 0.4, "reconnect_timeout": 0.1}}
 
 
 class TestConformanceOnMariaDB(OnMariaDB, AdapterConformance):
