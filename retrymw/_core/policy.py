@@ -25,6 +25,7 @@ __all__ = [
     "Mark",
     "MarkKind",
     "RetryPolicy",
+    "check_strategy",
     "is_async",
 ]
 
@@ -83,7 +84,7 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         _whole("max_replays", self.max_replays, at_least=0)
-        _strategy(self.wait)
+        check_strategy("RetryPolicy.wait", self.wait, "wait strategy, such as wait_fixed(0.1)")
         if isinstance(self.deadline, bool) or not isinstance(self.deadline, (int, float)):
             raise TypeError(
                 f"RetryPolicy.deadline is {self.deadline!r}; allowed: seconds, a number"
@@ -172,27 +173,24 @@ def is_async(function: object) -> bool:
     )
 
 
-def _strategy(wait: Any) -> None:
+def check_strategy(name: str, strategy: Any, allowed: str) -> None:
     """Refuse what is callable but no strategy: it would be found out in the first outage."""
     problem: str | None = None
-    if not callable(wait):
+    if not callable(strategy):
         problem = "it can't be called"
-    elif inspect.isclass(wait):
+    elif inspect.isclass(strategy):
         problem = "it is a class, not an object of it"
-    elif is_async(wait):
+    elif is_async(strategy):
         problem = "it is async"
     else:
         try:
-            inspect.signature(wait).bind(None)
+            inspect.signature(strategy).bind(None)
         except TypeError as error:
             problem = f"called with one argument it raises {error!r}"
         except ValueError:
             pass  # something built in, which has no signature
     if problem is not None:
-        raise TypeError(
-            f"RetryPolicy.wait is {wait!r}, but {problem}; allowed: a tenacity wait strategy, such "
-            "as tenacity.wait_fixed(0.1)"
-        )
+        raise TypeError(f"{name} is {strategy!r}, but {problem}; allowed: a tenacity {allowed}")
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:
