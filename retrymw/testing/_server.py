@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free and below 32768."""
-    with listen() as listener:
-        return int(listener.getsockname()[1])
+def free_port(but: int | None = None) -> int:
+    """Return a port of 127.0.0.1 that is free and below 32768, and not the one given."""
+    while True:
+        with listen() as listener:
+            port = int(listener.getsockname()[1])
+        if port != but:
+            return port
 
 
 class Server(ABC):

@@ -34,7 +34,7 @@ class MariaDB(Server):
         if max_connections < 10:
             raise ValueError(f"max_connections must be 10 or more, not {max_connections!r}")
         super().__init__(max_connections, settings)
-        self._extra_port = free_port()
+        self._extra_port = free_port(but=self.port)
         self._secret = token_hex()
 
     @property

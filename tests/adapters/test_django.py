@@ -1044,8 +1044,7 @@ class WithPool(OnPostgreSQL):
 
     @pytest.fixture
     def options(self, size: int) -> dict[str, Any]:
-        # By default the pool waits a second after a connect that failed, then 2, then 4 …
-        return {"pool": {"min_size": 0, "max_size": size, "timeout": 0.4, "reconnect_timeout": 0.1}}
+        return {"pool": {"min_size": 0, "max_size": size, "timeout": 0.4}}
 
 
 class TestConformanceOnMariaDB(OnMariaDB, AdapterConformance):
@@ -1066,3 +1065,8 @@ class TestAccountingOnMariaDB(OnMariaDB, AccountingConformance):
 
 class TestAccountingOfThePool(WithPool, AccountingConformance):
     """Every order is accounted for."""
+
+    @pytest.fixture
+    def options(self, size: int) -> dict[str, Any]:
+        # By default the pool waits a second after a connect that failed, then 2, then 4 …
+        return {"pool": {"max_size": size, "min_size": 0, "timeout": 0.4, "reconnect_timeout": 0.1}}

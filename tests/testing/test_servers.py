@@ -85,6 +85,11 @@ def test_addresses(server: Server) -> None:
     assert server.connect_args(port=1)["port"] == 1
 
 
+def test_ports_differ() -> None:
+    """Helpers have a port of their own, which is drawn by chance too."""
+    assert all(server.port != server._extra_port for server in (MariaDB() for _ in range(2000)))
+
+
 def test_the_user_is_no_superuser(server: Server) -> None:
     """The app's user may do what it likes in its database, and nothing to the server."""
     with connect(server) as connection:
