@@ -12,6 +12,7 @@ from retrymw import _reply
 from retrymw._context import Attempt, Running
 from retrymw._core.exchange import Refuse
 from retrymw._core.policy import is_async
+from retrymw._listening import Listener
 from retrymw._recording import Recording
 from retrymw._settings import Settings
 from retrymw._threads import COMMITTING, in_thread
@@ -19,8 +20,6 @@ from retrymw.typing import Message, Receive, Scope, Send
 
 __all__ = ["Run"]
 
-_AHEAD_BYTES: Final = 1 << 16  # taken in during a wait, while listening for the client's leaving
-_AHEAD_MESSAGES: Final = 256
 _PIECE: Final = 1 << 16  # bytes of the recording in one message of a replay
 
 # These stand for a body of their own, so they release what is held like body bytes do.
@@ -31,6 +30,7 @@ class Run(Running):
     """One run of the app: its receive and send, and what of the request outlives it."""
 
     __slots__ = (
+        "_answered",
         "_asking",
         "_committing",
         "_held",
@@ -40,9 +40,11 @@ class Run(Running):
         "_receive",
         "_send",
         "_told_end",
-        "ahead",
+        "_turn",
+        "_waiting",
         "context",
         "gone",
+        "listener",
         "snapshot",
         "state",
         "status",
@@ -75,6 +77,8 @@ class Run(Running):
         self._position = 0
         self._told_end = False
         self._asking = 0
+        self._answered = False  # the response is complete, and held
+        self._waiting: list[anyio.CancelScope] | None = None  # for that
         if previous is None:
             self.started = monotonic()
             self.number = 1
@@ -84,15 +88,17 @@ class Run(Running):
             self.state = dict(state) if state is not None else None
             self.context = contextvars.copy_context()
             self.recording = None
-            self.ahead: list[Message] | None = None
+            self.listener: Listener | None = None
             self.gone = False
+            self._turn: anyio.Lock | None = None
         else:
             self.started, self.context = previous.started, previous.context
             self.number = previous.exchange.number
             self._attempt = Attempt(previous.exchange, self)
             self.snapshot, self.state = previous.snapshot, previous.state
-            self.recording, self.ahead = previous.recording, previous.ahead
+            self.recording, self.listener = previous.recording, previous.listener
             self.gone = previous.gone
+            self._turn = previous._turn
 
     @property
     def method(self) -> str:
@@ -146,16 +152,13 @@ class Run(Running):
                 return {"type": "http.request", "body": b"", "more_body": False}
             if recording.full:
                 # Before taking in more, not after: a cancelled receive() must lose nothing.
-                await in_thread(recording.spill)
-        if self.ahead:
-            message = self.ahead.pop(0)
-        else:
-            self._asking += 1
-            try:
-                message = await self._receive()
-            finally:
-                self._asking -= 1
-        if self._has_failed():
+                await self._spill(recording)
+        self._asking += 1
+        try:
+            message = await self._next()
+        finally:
+            self._asking -= 1
+        if message is None or self._has_failed():
             return _gone()
         kind = message["type"]
         if kind == "http.request" and not self._told_end:
@@ -163,6 +166,22 @@ class Run(Running):
         elif kind == "http.disconnect":
             self.gone = True
         return message
+
+    async def _next(self) -> Message | None:
+        """What the server says next; None once a response that is held is complete.
+
+        To the app it is sent then, and what follows that is that the client leaves.
+        """
+        listener = self.listener
+        heard = listener is not None and listener.is_next
+        receive = listener.take if listener is not None and heard else self._receive
+        if not self._told_end or self.released:
+            return await receive()
+        if not self._answered:
+            with anyio.CancelScope() as waiting:
+                self._waiting = [*(self._waiting or ()), waiting]
+                return await receive()
+        return None
 
     def _has_failed(self) -> bool:
         return self._send is _discard
@@ -180,14 +199,35 @@ class Run(Running):
             recording.ended = self._told_end = True
 
     async def _replayed(self, recording: Recording) -> Message:
-        if recording.on_disk(self._position):
-            body = await in_thread(recording.read, self._position, _PIECE)
-        else:
-            body = recording.read(self._position, _PIECE)
+        position = self._position
+        if not recording.on_disk(position):
+            return self._rewound(recording, recording.read(position, _PIECE))
+        async with self._disk_turn():
+            if self._position == position:
+                body = await in_thread(recording.read, position, _PIECE)
+                return self._rewound(recording, body)
+        return await self.receive()  # another task of the app has read this meanwhile
+
+    def _rewound(self, recording: Recording, body: bytes) -> Message:
         self._position += len(body)
         more = self._position < recording.size or not recording.ended
         self._told_end = not more
         return {"type": "http.request", "body": body, "more_body": more}
+
+    async def _spill(self, recording: Recording) -> None:
+        async with self._disk_turn():
+            if not recording.full:
+                return
+            if self._asking:
+                recording.drop()  # another task may be given a chunk while the disk is busy
+            else:
+                await in_thread(recording.spill)
+
+    def _disk_turn(self) -> anyio.Lock:
+        """Who uses the disk: one task of the app at a time, of any attempt."""
+        if self._turn is None:
+            self._turn = anyio.Lock()
+        return self._turn
 
     @property
     def may_listen(self) -> bool:
@@ -200,30 +240,26 @@ class Run(Running):
             return True
         if self.recording is not None and self.recording.dropped:
             return False
-        ahead = self.ahead or ()
         if self.recording is None and any(name == b"expect" for name, _ in self.request["headers"]):
             return False
-        taken = sum(len(message.get("body", b"")) for message in ahead)
-        return taken < _AHEAD_BYTES and len(ahead) < _AHEAD_MESSAGES
+        return self.listener is None or not self.listener.is_full
 
     def _body_is_over(self) -> bool:
         if self.recording is not None and self.recording.ended:
             return True
-        return any(not message.get("more_body", False) for message in self.ahead or ())
+        return self.listener is not None and self.listener.heard_the_end
 
-    async def listen(self, receive: Receive) -> None:
+    async def listen(self, listener: Listener) -> None:
         """Return when the client has left; what comes of the body meanwhile is kept for the app."""
+        self.listener = listener
         while self.may_listen:
             over = self._body_is_over()
-            message = await receive()
-            if message["type"] == "http.disconnect":
+            if (await listener.hear())["type"] == "http.disconnect":
                 self.gone = True
                 return
             if over:
+                listener.forget_last()
                 break  # a server that repeats itself would keep us busy
-            if self.ahead is None:
-                self.ahead = []
-            self.ahead.append(message)
         await anyio.sleep_forever()
 
     # The response.
@@ -257,11 +293,15 @@ class Run(Running):
         if self._holds_bodies:
             self._held_bytes += len(message.get("body", b""))
             ready = self._held_bytes > self.settings.policy.body_memory
+            if not ready and _is_last(message, held):
+                self._answered = True
+                for waiting in self._waiting or ():
+                    waiting.cancel()
         elif kind == "http.response.body":
             ready = message.get("body") or not message.get("more_body")
         else:
             ready = kind in _WHOLE_BODIES
-        held.append(message if ready else dict(message))
+        held.append(message if ready else _copied(message))
         if ready:
             await self.release()
         return None
@@ -338,8 +378,25 @@ class Run(Running):
         await send({"type": "http.response.body", "body": body})
 
 
+def _is_last(message: Message, held: list[Message]) -> bool:
+    """Whether the response of which so much is held ends with this message."""
+    kind = message["type"]
+    if any(start.get("trailers") for start in held):  # what precedes a start has none
+        return kind == "http.response.trailers" and not message.get("more_trailers")
+    return (kind == "http.response.body" or kind in _WHOLE_BODIES) and not message.get("more_body")
+
+
 def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _copied(message: Message) -> Message:
+    """What is held of a message that the app may use again, with a buffer as its body too."""
+    copy = dict(message)
+    body = copy.get("body")
+    if body is not None and not isinstance(body, bytes):
+        copy["body"] = bytes(body)
+    return copy
 
 
 async def _discard(message: Message) -> None:

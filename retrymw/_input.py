@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, Final
 
 from retrymw._recording import Recording
 
 __all__ = ["RecordedInput"]
+
+_PIECE: Final = 1 << 16  # bytes
 
 
 class RecordedInput(io.RawIOBase):
@@ -33,8 +35,10 @@ class RecordedInput(io.RawIOBase):
             parts.append(part)
             self._position += len(part)
             wanted = wanted if wanted < 0 else wanted - len(part)
-        if wanted != 0 and not self._recording.ended:
-            parts.append(self._record(self._live.read(wanted), ended=wanted < 0))
+        # Not every server's read() takes -1: all that is left is read in pieces.
+        while wanted != 0 and not self._recording.ended:
+            parts.append(self._record(self._live.read(wanted if wanted > 0 else _PIECE)))
+            wanted = min(wanted, 0)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def readline(self, size: int | None = -1, /) -> bytes:
@@ -69,9 +73,9 @@ class RecordedInput(io.RawIOBase):
         recording = self._recording
         return self._position < recording.size and not (recording.dropped or recording.closed)
 
-    def _record(self, chunk: bytes, *, ended: bool = False) -> bytes:
+    def _record(self, chunk: bytes) -> bytes:
         recording = self._recording
-        recording.ended = ended or not chunk
+        recording.ended = not chunk
         if chunk:
             recording.add(chunk)
             self._position += len(chunk)

@@ -31,6 +31,7 @@ class Run(Running):
         held: body bytes that the client has not been given, written or yielded.
         rest: the app's iterable where there may be more, in ``iter``; None when there is not.
         complete: the app's iterable has come to its end, in good order.
+        closable: what the app returned has a ``close()``, whether called by now or not.
         plain: nothing is to be added to the start, and nothing keeps it from being sent.
         length: how many chunks the app's iterable says that it has, if it does.
         passed: a ``wsgi.file_wrapper``, for the server's eyes only.
@@ -42,6 +43,7 @@ class Run(Running):
         "_start_response",
         "_write",
         "call",
+        "closable",
         "complete",
         "context",
         "headers",
@@ -72,6 +74,7 @@ class Run(Running):
         self._exc_info: ExcInfo | None = None
         self._write: Write | None = None
         self._close: Callable[[], object] | None = None
+        self.closable = False
         self.over = False
         self.endpoint = None
         self.broken = None
@@ -117,7 +120,8 @@ class Run(Running):
 
     @property
     def method(self) -> str:
-        return str(self.snapshot["REQUEST_METHOD"])
+        # PEP 3333 demands it; some test clients leave it out. What is not known is not safe.
+        return str(self.snapshot.get("REQUEST_METHOD", ""))
 
     @property
     def path(self) -> str:
@@ -179,18 +183,22 @@ class Run(Running):
             self.held.extend(result)
             return
         self._close = getattr(result, "close", None)
+        self.closable = self._close is not None
         if _is_file_wrapper(result, self.request) and not (self.holds_bodies and self._is_doomed):
             self.passed = result
             return
         self.rest = rest = iter(result)
         if self._streams_events:
             return
+        chunk = None
         for chunk in rest:
             if chunk:
                 self.held.append(chunk)
                 if self.worth_releasing or self.status_line is None:
                     self.start()
                     return
+        if chunk is not None and not self.held:
+            self.held.append(chunk)  # servers tell a body that is empty from none at all
         self.rest = None
         self.complete = True
         self.close()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextvars
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from time import monotonic
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 
 from retrymw._asgi_run import Run
 from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
 from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._listening import Listener
 from retrymw._settings import Settings
 from retrymw._threads import in_thread
 from retrymw._traces import adopt, forget_attempt, restore
@@ -25,6 +28,8 @@ from retrymw.typing import ASGIApp, Hook, Receive, Scope, Send
 __all__ = ["RetryMiddleware"]
 
 _MAX_WAITING: Final = 1000
+_MOST_WRAPPERS: Final = 16
+_SQUASHING: Final = ("falcon", "litestar", "quart")
 _UNDO_SECONDS: Final = 5.0
 
 
@@ -41,7 +46,7 @@ class RetryMiddleware:
         databases: adapters whose request-scoped state is undone between attempts.
         hooks: observers, called with a :class:`retrymw.typing.Report`; they must not block.
         find_endpoint: for integrations: the endpoint of a routed scope. The default knows
-            ``scope["endpoint"]`` and ``scope["route"]``.
+            ``scope["endpoint"]``, ``scope["route"]`` and Litestar's ``scope["route_handler"]``.
 
     Raises:
         TypeError: naming the argument, its value and what is allowed.
@@ -66,6 +71,8 @@ class RetryMiddleware:
             find_endpoint=find_endpoint or _find_endpoint,
             max_waiting=lambda: _MAX_WAITING,
         )
+        if find_endpoint is None:
+            _warn_of_squashing(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         outer = running.get()
@@ -104,6 +111,7 @@ class RetryMiddleware:
     ) -> Any:
         """Do what the exchange says until it is over."""
         context: contextvars.Context | None = None
+        tasks: TaskGroup | None = None
         try:
             while True:
                 command = self._ended(run, error)
@@ -127,7 +135,9 @@ class RetryMiddleware:
                     self._tell(run, next_in=command.after)
                     forget_attempt(run, error)
                     error = None
-                    command = await self._wait(run, command, receive)
+                    if tasks is None:
+                        tasks = await anyio.create_task_group().__aenter__()
+                    command = await self._wait(run, command, Listener(receive, tasks))
                 if run.gone:
                     return self._abandon(run)
                 if isinstance(command, Refuse):
@@ -154,6 +164,9 @@ class RetryMiddleware:
             run.forget_body()
             self._settings.waiting.discard(run.exchange)
             error = None  # or the traceback, which holds this frame, would be a reference cycle
+            if tasks is not None:
+                tasks.cancel_scope.cancel()
+                await tasks.__aexit__(None, None, None)
 
     def _ended(self, run: Run, error: Exception | None) -> Command:
         """What to do; a replay takes its place among those that wait at once."""
@@ -187,11 +200,11 @@ class RetryMiddleware:
             await run.commit()
         return result
 
-    async def _wait(self, run: Run, command: Replay, receive: Receive) -> Command:
+    async def _wait(self, run: Run, command: Replay, listener: Listener) -> Command:
         """Wait for the next attempt, listening for the client's leaving (G6); what to do then."""
         try:
             with anyio.move_on_after(command.after):
-                await run.listen(receive)
+                await run.listen(run.listener or listener)
         except BaseException:
             self._abandon(run)
             raise
@@ -300,6 +313,26 @@ async def _call_back(callback: Callable[[], Any]) -> None:
         await anyio.to_thread.run_sync(callback, abandon_on_cancel=True)
 
 
+def _warn_of_squashing(app: object) -> None:
+    """What renders exceptions as responses has an integration; pure middleware never sees them."""
+    for _ in range(_MOST_WRAPPERS):
+        owner = getattr(app, "__self__", app)  # of the bound method app.asgi_app
+        modules = {base.__module__.partition(".")[0] for base in type(owner).__mro__}
+        for name in modules.intersection(_SQUASHING):
+            warnings.warn(
+                f"retrymw.asgi.RetryMiddleware around a {name.capitalize()} app can't see the "
+                f"exceptions that {name.capitalize()} turns into responses, so it won't replay "
+                f"their requests; use retrymw.integrations.{name}.Retry(app) instead",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return
+        app = getattr(owner, "app", None)
+
+
 def _find_endpoint(scope: Scope) -> object:
+    handler = scope.get("route_handler")  # Litestar's; that of a mounted app has no methods
+    if hasattr(handler, "http_methods"):
+        return handler
     endpoint = scope.get("endpoint")
     return endpoint if endpoint is not None else getattr(scope.get("route"), "endpoint", None)

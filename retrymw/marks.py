@@ -19,6 +19,7 @@ E = TypeVar("E", bound=Callable[..., Any])
 
 _ATTRIBUTE: Final = "__retrymw_mark__"
 _MOST_WRAPPERS: Final = 32
+_WRAPPED: Final = ("func", "fn", "__wrapped__")
 _FUNCTIONS: Final = (types.FunctionType, types.MethodType, functools.partial)
 
 
@@ -59,13 +60,15 @@ def never_replay(endpoint: E, /) -> E:
 def read_mark(endpoint: object, method: str) -> Mark | None:
     """The mark of an endpoint, found without calling it.
 
-    Looks at the endpoint, at what it wraps (``functools.partial``, ``__wrapped__``), for a class or
-    an instance of one at its function for ``method``, and for Flask's class-based views at
-    ``view_class``. The mark of a method goes before the mark of its class.
+    Looks at the endpoint, at what it wraps (``__wrapped__``, ``func`` of ``functools.partial``,
+    ``fn`` of Litestar's handlers), for a class or an instance of one at its function for
+    ``method``, and for Flask's class-based views at ``view_class``. The mark of a method goes
+    before the mark of its class.
     """
+    owner: object = None
     for _ in range(_MOST_WRAPPERS):
         if endpoint is None:
-            return None
+            break
         view_class = getattr(endpoint, "view_class", endpoint)
         if not isinstance(view_class, (type, *_FUNCTIONS)):
             view_class = type(view_class)  # an object with methods, or one that is called
@@ -76,11 +79,13 @@ def read_mark(endpoint: object, method: str) -> Mark | None:
         mark = getattr(endpoint, _ATTRIBUTE, None)
         if isinstance(mark, Mark):
             return mark
-        if isinstance(endpoint, functools.partial):
-            endpoint = endpoint.func
-        else:
-            endpoint = getattr(endpoint, "__wrapped__", None)
-    return None
+        if isinstance(endpoint, types.MethodType):
+            owner = endpoint.__self__
+        names = ("__wrapped__",) if isinstance(endpoint, type) else _WRAPPED
+        inner = (getattr(endpoint, name, None) for name in names)
+        endpoint = next((wrapped for wrapped in inner if wrapped is not None), None)
+    mark = getattr(owner if isinstance(owner, type) else type(owner), _ATTRIBUTE, None)
+    return mark if isinstance(mark, Mark) else None
 
 
 def _mark_in(view_class: type, method: str) -> Mark | None:

@@ -23,13 +23,20 @@ from retrymw.typing import Environ, Hook, StartResponse, WSGIApp
 __all__ = ["RetryMiddleware"]
 
 _MOST_WRAPPERS: Final = 16
+_SQUASHING: Final = {
+    "bottle.Bottle",
+    "django.WSGIHandler",
+    "falcon.App",
+    "flask.Flask",
+    "pyramid.Router",
+}
 
 
 class RetryMiddleware:
     """Replays requests that the database failed: ``RetryMiddleware(wsgi_app, policy=…)``.
 
     A request made inside another one's attempt passes through: nested replays would multiply (G2).
-    For Flask use :class:`retrymw.integrations.flask.Retry`, which sees what Flask squashes.
+    For a framework that squashes exceptions use its ``retrymw.integrations``, as for Flask.
 
     Args:
         app: a WSGI app (PEP 3333).
@@ -67,7 +74,7 @@ class RetryMiddleware:
                     f"databases has {database!r}; allowed under WSGI: adapters that are not async"
                 )
         if find_endpoint is None:
-            _warn_of_flask(app)
+            _warn_of_framework(app)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         outer = running.get()
@@ -176,9 +183,10 @@ class RetryMiddleware:
             raise
         if run.rest is None:
             _release(run)  # before the client gets its bytes: it may be slow
-            if callbacks is None:
+            if callbacks is None and not run.closable:
                 self._succeed(run)
-                return run.held
+                # Servers tell the Content-Length of what has a length, and of nothing else.
+                return run.held if run.length is not None else iter(run.held)
         body = Body if run.length is None else SizedBody
         return body(run, succeed=self._succeed, fail=self._broke)
 
@@ -248,19 +256,21 @@ class RetryMiddleware:
             tell(self._settings.hooks, report)
 
 
-def _warn_of_flask(app: object) -> None:
-    """Flask renders an unhandled exception as a 500, so a pure middleware never sees it."""
+def _warn_of_framework(app: object) -> None:
+    """Pure middleware never sees what these turn into responses, nor where they route to."""
     for _ in range(_MOST_WRAPPERS):
         owner = getattr(app, "__self__", app)  # of the bound method app.wsgi_app
-        if any(base.__module__.partition(".")[0] == "flask" for base in type(owner).__mro__):
-            warnings.warn(
-                "retrymw.wsgi.RetryMiddleware around a Flask app can't see the exceptions that "
-                "Flask turns into error pages, so it won't replay their requests; use "
-                "retrymw.integrations.flask.Retry(app) instead",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return
+        for base in type(owner).__mro__:
+            name = base.__module__.partition(".")[0]
+            if f"{name}.{base.__name__}" in _SQUASHING:
+                warnings.warn(
+                    f"retrymw.wsgi.RetryMiddleware around {owner!r} can't see the exceptions that "
+                    f"{name.capitalize()} turns into responses, so it won't replay their requests; "
+                    f"use retrymw.integrations.{name}.Retry instead",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                return
         app = getattr(owner, "app", None)  # what Werkzeug's and most other middleware wraps
 
 

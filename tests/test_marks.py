@@ -303,3 +303,46 @@ def test_overrides_are_found_too():
     """The overrides of the mark that is found are its own."""
     view = type("View", (), {"post": idempotent(max_replays=1)(endpoint())})
     assert read_mark(as_view(view), "POST").overrides == {"max_replays": 1}
+
+
+class Handler:
+    """A framework's object for an endpoint: with ``fn``, as Litestar has it, or ``func``."""
+
+    def __init__(self, name, wrapped):
+        setattr(self, name, wrapped)
+
+
+@pytest.mark.parametrize("name", ["fn", "func", "__wrapped__"])
+@pytest.mark.parametrize(("decorate", "kind"), MARKS)
+def test_object_that_wraps(decorate, kind, name):
+    """An object that has the endpoint, or another such object, is as marked as it is."""
+    assert kind_of(Handler(name, Handler("func", decorate(endpoint())))) is kind
+    assert kind_of(Handler(name, endpoint())) is None
+
+
+def test_object_that_is_marked_itself():
+    """A mark above the decorator that made an object of the endpoint goes before one below it."""
+    handler = type("Marked", (Handler,), {"__call__": endpoint()})("fn", never_replay(endpoint()))
+    assert kind_of(handler) is MarkKind.NEVER_REPLAY
+    assert kind_of(idempotent(handler)) is MarkKind.IDEMPOTENT
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda method: method, functools.partial, functools.partial(Handler, "fn")]
+)
+def test_bound_method_of_a_marked_class(wrap):
+    """G3: a method that is itself the endpoint has the mark of its class, if none of its own."""
+    methods = {"add": endpoint(), "charge": never_replay(endpoint())}
+    methods["made"] = classmethod(endpoint())
+    marked = rollback_safe(type("Orders", (), methods))
+    for cls in (marked, type("More", (marked,), {})):
+        assert kind_of(wrap(cls().add)) is MarkKind.ROLLBACK_SAFE
+        assert kind_of(wrap(cls.made)) is MarkKind.ROLLBACK_SAFE
+        assert kind_of(wrap(cls().charge)) is MarkKind.NEVER_REPLAY
+    assert kind_of(wrap(type("Other", (), methods)().add)) is None
+
+
+def test_attributes_of_a_class_are_not_what_it_wraps():
+    """G3: a class-based endpoint may have a marked function of that name among its own."""
+    view = type("View", (), {"get": endpoint(), "fn": idempotent(endpoint())})
+    assert kind_of(view, "POST") is None

@@ -5,11 +5,11 @@ import contextlib
 import tempfile
 
 import anyio
+import anyio.lowlevel
 import pytest
 from tenacity import wait_fixed
 
 from retrymw import DisconnectionError, RetryPolicy, current_attempt
-from retrymw.asgi import RetryMiddleware
 
 from .helpers import (
     GONE,
@@ -20,6 +20,7 @@ from .helpers import (
     answer,
     echo,
     lost,
+    middleware,
     ok,
     patient,
     policy,
@@ -86,17 +87,17 @@ async def test_chunks_arrive_as_they_were_sent():
 
 async def test_message_keys_are_optional():
     """G5: a server may leave out what has a default; a replay reads the same bytes."""
-    messages = iter(
-        [
-            {"type": "http.request", "more_body": True},
-            {"type": "http.request", "body": b"a", "more_body": True},
-            {"type": "http.request"},
-        ]
-    )
+    messages = [
+        {"type": "http.request", "more_body": True},
+        {"type": "http.request", "body": b"a", "more_body": True},
+        {"type": "http.request"},
+    ]
     client, bodies = Client("PUT"), []
 
     async def receive():
-        return next(messages, None) or await client.receive()
+        if not messages:
+            await anyio.sleep_forever()
+        return messages.pop(0)
 
     async def app(scope, receive, send):
         more, body = True, b""
@@ -109,7 +110,7 @@ async def test_message_keys_are_optional():
             raise lost()
         await answer(send)
 
-    await RetryMiddleware(app, policy=policy())(client.scope, receive, client.send)
+    await client.call(middleware(app), receive=receive)
     assert bodies == [b"a", b"a"]
 
 
@@ -268,6 +269,67 @@ async def test_long_body_spills_to_disk(files):
     assert client.body == b"".join(chunks)
     assert len(files) == 1
     assert files[0].closed
+
+
+@pytest.mark.parametrize("tasks", [2, 5])
+async def test_tasks_that_read_at_once_from_disk(tasks):
+    """G5: what is on disk is given to one of the tasks that ask for it, and in its order."""
+    chunks = [bytes([65 + number]) * 7 for number in range(20)]
+    client = Client("PUT", body=chunks)
+
+    async def read_along(receive):
+        more = True
+        while more and not client.runs[-1].read_to_the_end:
+            more = (await receive())["more_body"]
+
+    async def app(scope, receive, send):
+        async with anyio.create_task_group() as group:
+            for _ in range(tasks if current_attempt().is_replay else 1):
+                group.start_soon(read_along, receive)
+            while not client.runs[-1].read_to_the_end:
+                await anyio.lowlevel.checkpoint()
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        if current_attempt().number < 3:
+            raise lost()
+        await answer(send)
+
+    await request(app, client, policy=policy(body_memory=4))
+    assert [run.read for run in client.runs] == [b"".join(chunks)] * 3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_tasks_that_ask_while_the_body_goes_to_disk(files, fails):
+    """G5: two tasks that ask for an upload at once get all of it; such a body is not replayed."""
+    gates = [anyio.Event() for _ in range(6)]
+    chunks = [bytes([65 + number]) * 7 for number in range(6)]
+    body = [item for pair in zip(gates, chunks, strict=True) for item in pair]
+    client = Client("PUT", body=body)
+
+    async def read_along(receive):
+        while not client.runs[-1].read_to_the_end:
+            await receive()
+
+    async def app(scope, receive, send):
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(read_along, receive)
+            for gate in gates:
+                await anyio.wait_all_tasks_blocked()
+                gate.set()
+            while not client.runs[-1].read_to_the_end:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        if fails:
+            raise lost()
+        await answer(send)
+
+    await request(app, client, policy=policy(body_memory=4))
+    assert [run.read for run in client.runs] == [b"".join(chunks)]
+    assert (client.status, client.header("retry-outcome")) == (
+        (503, "sealed") if fails else (200, None)
+    )
+    assert all(file.closed for file in files)
 
 
 async def test_short_body_stays_in_memory(files):

@@ -16,7 +16,6 @@ import trio
 from tenacity import wait_fixed
 
 from retrymw import DisconnectionError, RetryPolicy, current_attempt
-from retrymw.asgi import RetryMiddleware
 
 from .helpers import Client, Flaky, NotOurs, answer, lost, ok, policy, request
 
@@ -571,10 +570,8 @@ async def test_exception_that_passed_is_in_no_cycle(connections, failures):
         finally:
             del error
 
-    client = Client()
-    middleware = RetryMiddleware(Flaky(*[lost()] * failures, then=app), policy=policy())
     with contextlib.suppress(Error):
-        await client.call(middleware)
+        await request(Flaky(*[lost()] * failures, then=app))
     assert len(errors) == 1
     assert errors[0]() is None
 
@@ -596,10 +593,8 @@ async def test_exception_that_a_future_delivered_is_in_no_cycle(connections, fai
         finally:
             del future
 
-    client = Client()
-    middleware = RetryMiddleware(Flaky(*[lost()] * failures, then=app), policy=policy())
     with contextlib.suppress(NotOurs):
-        await client.call(middleware)
+        await request(Flaky(*[lost()] * failures, then=app))
     await asyncio.sleep(0)
     assert errors[0]() is None
 

@@ -22,6 +22,7 @@ from .helpers import (
     NotOurs,
     answer,
     lost,
+    middleware,
     policy,
     request,
 )
@@ -318,7 +319,7 @@ async def test_undoing_does_not_queue_behind_callbacks(which):
             raise lost()
         await answer(send)
 
-    busy = RetryMiddleware(app, policy=policy(max_replays=0))
+    busy = middleware(app, policy=policy(max_replays=0))
     try:
         async with anyio.create_task_group() as tasks:
             for _ in range(many):

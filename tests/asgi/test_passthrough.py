@@ -8,7 +8,19 @@ import pytest
 from retrymw import current_attempt
 from retrymw.asgi import RetryMiddleware
 
-from .helpers import Client, Flaky, NotOurs, answer, lost, ok, policy, read, request
+from .helpers import (
+    Client,
+    Flaky,
+    NotOurs,
+    answer,
+    lost,
+    middleware,
+    ok,
+    plain,
+    policy,
+    read,
+    request,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -31,12 +43,12 @@ async def test_other_protocols_pass_untouched(kind):
             return "result"
         raise error
 
-    middleware = RetryMiddleware(app, policy=policy())
-    assert await middleware(scope, receive, send) == "result"
+    served = RetryMiddleware(app, policy=policy())  # a validator's receive and send are its own
+    assert await served(scope, receive, send) == "result"
     assert all(got is gave for got, gave in zip(given[0], (scope, receive, send), strict=True))
     assert scope == {"type": kind}
     with pytest.raises(type(error)) as caught:
-        await middleware(scope, receive, send)
+        await served(scope, receive, send)
     assert caught.value is error
     assert len(given) == 2
 
@@ -50,7 +62,8 @@ async def test_return_value_is_returned(failures):
         await answer(send)
         return value
 
-    client = await request(Flaky(*[lost()] * failures, then=returning))
+    app = Flaky(*[lost()] * failures, then=returning)
+    client = await request(app, inner=plain, outer=plain)  # it breaks a rule
     assert client.result is value
 
 
@@ -60,7 +73,8 @@ async def test_return_value_without_a_response_is_returned():
     async def app(scope, receive, send):
         return "value"
 
-    assert (await request(app)).result == "value"
+    client = await request(app, inner=plain, outer=plain)  # it breaks two rules
+    assert client.result == "value"
 
 
 async def test_every_attempt_gets_the_same_scope_object():
@@ -172,7 +186,7 @@ async def test_send_of_a_failed_attempt_reaches_nobody():
             await stray_sent.wait()
             await send({"type": "http.response.body", "body": b"ok"})
 
-        await request(app, client)
+        await request(app, client, inner=plain)  # who sends after the end breaks a rule
     assert (client.status, client.body) == (200, b"ok")
     assert client.kinds == ["start", "body"]
 
@@ -185,11 +199,11 @@ async def test_send_of_a_refused_attempt_reaches_nobody():
         sends.append(send)
         raise lost()
 
-    await request(app, client, policy=policy(max_replays=0))
+    # Who sends after the end breaks a rule.
+    await request(app, client, inner=plain, policy=policy(max_replays=0))
     await sends[0]({"type": "http.response.start", "status": 418, "headers": []})
     assert client.status == 503
     assert client.kinds == ["start", "body"]
-    assert client.violations == []
 
 
 async def test_receive_of_a_failed_attempt_gets_a_disconnect():
@@ -207,7 +221,7 @@ async def test_receive_of_a_failed_attempt_gets_a_disconnect():
         assert await receives[0]() == {"type": "http.disconnect"}
         await answer(send, b"a" + await read(receive))
 
-    await RetryMiddleware(app, policy=policy())(client.scope, client.receive, client.send)
+    await client.call(middleware(app))
     assert client.body == b"ab"
 
 
@@ -222,7 +236,7 @@ async def test_receive_of_a_failed_attempt_takes_nothing_that_came_during_the_wa
         stray.append(await receives[0]())
         await answer(send, await read(receive))
 
-    await RetryMiddleware(app, policy=policy())(client.scope, client.receive, client.send)
+    await client.call(middleware(app))
     assert client.asked >= 3  # the wait took the body in
     assert stray == [{"type": "http.disconnect"}]
     assert client.body == b"abc"
@@ -256,8 +270,7 @@ async def test_receive_that_outlives_its_attempt_takes_nothing(read_first):
                 body = await read(receive)
             await answer(send, body)
 
-        middleware = RetryMiddleware(app, policy=policy())
-        await middleware(client.scope, client.receive, client.send)
+        await client.call(middleware(app))
         tasks.cancel_scope.cancel()
     assert client.status == 503 or client.body == (b"abc" if read_first else b"bc")
 
@@ -285,7 +298,7 @@ async def test_receive_that_outlives_its_attempt_takes_nothing_beside_another():
                 first.set()
             raise lost()
 
-        await RetryMiddleware(app, policy=policy())(client.scope, client.receive, client.send)
+        await client.call(middleware(app))
         tasks.cancel_scope.cancel()
     assert client.status == 503 or client.body == b"ab"
 
@@ -307,7 +320,7 @@ async def test_listening_of_a_failed_attempt_for_the_leaving():
                 raise lost()
             await answer(send, body)
 
-        await RetryMiddleware(app, policy=policy())(client.scope, client.receive, client.send)
+        await client.call(middleware(app))
     assert client.body == b"a"
     assert heard == [{"type": "http.disconnect"}]
 
@@ -325,10 +338,40 @@ async def test_stray_task_of_the_attempt_that_was_sent_is_not_our_business(error
             raise error
 
     client = Client()
-    middleware = RetryMiddleware(app, policy=policy())
     with contextlib.suppress(NotOurs):
-        await middleware(client.scope, client.receive, client.send)
+        # Who sends after the end breaks a rule, and so does who returns before it.
+        await request(app, client, inner=plain, outer=plain)
     receive, send = ends[0]
     await send({"type": "http.response.body", "body": b"b"})
     assert client.body == b"ab"
     assert (await receive())["type"] == "http.disconnect"
+
+
+async def test_buffer_that_the_app_uses_again_is_held_as_it_was():
+    """G5: of a response that is held, the client gets the bytes that were in the buffer then."""
+
+    async def app(scope, receive, send):
+        buffer = bytearray(b"one")
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": buffer, "more_body": True})
+        buffer[:] = b"two"
+        await send({"type": "http.response.body", "body": memoryview(buffer), "more_body": True})
+        buffer[:] = b"six"
+        await send({"type": "http.response.body"})
+
+    client = await request(app, inner=plain, outer=plain)  # ASGI asks for bytes
+    assert client.body == b"onetwo"
+
+
+async def test_what_is_sent_before_the_start_reaches_the_client_before_it():
+    """G5: a push or an early hint comes first, and does not hide that trailers end the response."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.push", "path": "/style.css", "headers": []})
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+        await send({"type": "http.response.body", "body": b"a"})
+        await send({"type": "http.response.trailers", "headers": []})
+
+    client = Client()
+    await RetryMiddleware(app, policy=policy())(client.scope, client.receive, client.send)
+    assert client.kinds == ["push", "start", "body", "trailers"]

@@ -26,6 +26,7 @@ from .helpers import (
     answer,
     echo,
     lost,
+    middleware,
     policy,
     request,
 )
@@ -127,9 +128,7 @@ async def test_held_is_flushed_before_what_is_not_ours_is_raised(status, failure
 
     async def outside(scope, receive, send):
         try:
-            await RetryMiddleware(Flaky(*failures, then=start_and_fail), policy=policy())(
-                scope, receive, send
-            )
+            await middleware(Flaky(*failures, then=start_and_fail))(scope, receive, send)
         except NotOurs as exc:
             seen.append((exc, client.kinds))
             raise
@@ -281,7 +280,7 @@ async def test_body_is_replayed_with_the_request():
 async def test_nested_middleware_does_not_multiply():
     """G2: a request through two middlewares, one inside the other, is replayed by the outer one."""
     app = Flaky(*[lost()] * 99)
-    client = await request(RetryMiddleware(app, policy=policy()), policy=policy(max_replays=2))
+    client = await request(middleware(app), policy=policy(max_replays=2))
     assert app.calls == 3
     assert client.status == 503
 
@@ -317,11 +316,11 @@ async def test_middleware_serves_many_requests_at_once():
             raise lost()
         await answer(send, scope["path"].encode())
 
-    middleware = RetryMiddleware(app, policy=policy())
+    served = middleware(app)
     clients = [Client(path="/1"), Client(path="/2")]
     async with anyio.create_task_group() as tasks:
         for client in clients:
-            tasks.start_soon(client.call, middleware)
+            tasks.start_soon(client.call, served)
     assert [client.body for client in clients] == [b"/1", b"/2"]
     assert sorted(calls) == [("/1", 1), ("/1", 2), ("/2", 1), ("/2", 2)]
 

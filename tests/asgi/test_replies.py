@@ -17,7 +17,17 @@ from retrymw import (
 )
 from retrymw.asgi import RetryMiddleware
 
-from .helpers import Client, FakeAsyncDatabase, FakeDatabase, Flaky, answer, lost, policy, request
+from .helpers import (
+    Client,
+    FakeAsyncDatabase,
+    FakeDatabase,
+    Flaky,
+    answer,
+    lost,
+    middleware,
+    policy,
+    request,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -250,7 +260,7 @@ async def test_only_so_many_requests_wait(max_waiting, make):
         await together.wait()
         raise lost()
 
-    middleware = RetryMiddleware(
+    served = middleware(
         app,
         policy=RetryPolicy(wait=wait_fixed(3600), deadline=1e6, max_waiting=max_waiting),
         databases=[database] if database is not None else [],
@@ -259,7 +269,7 @@ async def test_only_so_many_requests_wait(max_waiting, make):
 
     async def one(number):
         client = Client(path=f"/{number}", on_receive=lambda: waiting.add(number))
-        await client.call(middleware)
+        await client.call(served)
         outcomes.append((client.status, client.header("retry-outcome")))
         if len(outcomes) == many - max_waiting:
             done.set()
@@ -286,12 +296,12 @@ async def test_replay_that_runs_does_not_wait_any_more():
             await done.wait()
         await answer(send)
 
-    middleware = RetryMiddleware(app, policy=policy(max_waiting=1))
+    served = middleware(app, policy=policy(max_waiting=1))
     slow, quick = Client(path="/slow"), Client(path="/quick")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(slow.call, middleware)
+        tasks.start_soon(slow.call, served)
         await running.wait()
-        await quick.call(middleware)
+        await quick.call(served)
         done.set()
     assert (slow.status, quick.status) == (200, 200)
 
@@ -415,7 +425,7 @@ def test_policy_is_checked_at_start_up():
 async def test_default_policy_is_used():
     """Without a policy the default one rules."""
     client = Client("POST")
-    await client.call(RetryMiddleware(Flaky(lost())))
+    await client.call(middleware(Flaky(lost()), policy=None))
     assert client.header("retry-outcome") == "not-replayable"
 
 

@@ -25,6 +25,14 @@ def retry(request: pytest.FixtureRequest) -> Callable[..., WSGIApp]:
     return validated
 
 
+@pytest.fixture(params=["plain", "validated"])
+def outside(request: pytest.FixtureRequest) -> Callable[..., WSGIApp]:
+    """``retry`` without the inner validator, which forbids some reads and hides a list's length."""
+    if request.param == "plain":
+        return wrap
+    return lambda app, **options: validator(wrap(app, **options))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def on_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], object]], None]:
     """Give it a function to call in place of every wait, with the seconds."""

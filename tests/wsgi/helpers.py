@@ -110,6 +110,15 @@ def serve(
     return reply
 
 
+def consume(result: Any) -> list[bytes]:
+    """What an app returned gives; it is closed, if it can be."""
+    try:
+        return list(result)
+    finally:
+        if hasattr(result, "close"):
+            result.close()
+
+
 def play(item: Any) -> Any:
     """An exception is raised, a function called, anything else is itself."""
     if isinstance(item, BaseException):

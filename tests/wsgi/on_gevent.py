@@ -5,12 +5,14 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import contextlib
 import http.client
 import json
 import logging
 import sys
 import time
-from io import BytesIO
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
 
 import gevent
 import tenacity
@@ -51,14 +53,17 @@ def app(environ, start_response):
 
 def middleware():
     policy = RetryPolicy(wait=tenacity.wait_fixed(LONG), deadline=2 * LONG)
-    return RetryMiddleware(app, policy=policy)
+    return validator(RetryMiddleware(validator(app), policy=policy))
 
 
 def call(retrying):
     """Without a server: the status and the outcome."""
     seen = []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/down", "wsgi.input": BytesIO()}
-    retrying(environ, lambda status, headers: seen.append((status, dict(headers))))
+    environ = {"SCRIPT_NAME": "", "PATH_INFO": "/down", "QUERY_STRING": ""}
+    setup_testing_defaults(environ)
+    result = retrying(environ, lambda status, headers: seen.append((status, dict(headers))))
+    with contextlib.closing(result):
+        assert list(result)
     [(status, headers)] = seen
     return int(status[:3]), headers["Retry-Outcome"]
 

@@ -232,7 +232,7 @@ def test_base_exceptions_of_an_iterable_pass(retry: Any, error: type[BaseExcepti
     assert app.calls == 1
 
 
-def test_stopped_while_waiting(on_wait: Any) -> None:
+def test_stopped_while_waiting(retry: Any, on_wait: Any) -> None:
     """G6: what interrupts the wait passes, and the app does not run again."""
 
     def interrupted(_: float) -> None:
@@ -240,7 +240,7 @@ def test_stopped_while_waiting(on_wait: Any) -> None:
 
     on_wait(interrupted)
     app = Attempts(lost(), answer())
-    middleware = wrap(app, max_waiting=1)
+    middleware = retry(app, max_waiting=1)
     with pytest.raises(KeyboardInterrupt):
         serve(middleware)
     assert app.calls == 1

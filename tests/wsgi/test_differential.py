@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from wsgiref.handlers import SimpleHandler
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.validate import validator
 
 import pytest
 import werkzeug.serving
@@ -124,6 +125,9 @@ APPS: dict[str, WSGIApp] = {
     "sized iterable of two": answer(lambda: Once(b"hel", b"lo")),
     "generator": generate(b"hel", b"", b"lo"),
     "generator of nothing": generate(),
+    "generator of an empty chunk": generate(b""),
+    "generator of empty chunks": generate(b"", b""),
+    "sized iterable of an empty chunk": answer(lambda: Once(b"")),
     "with a length": answer(headers=LENGTH),
     "generator with a length": generate(b"hel", b"lo", headers=LENGTH),
     "truncated": generate(b"hel", headers=LENGTH),
@@ -133,11 +137,14 @@ APPS: dict[str, WSGIApp] = {
     "file": file_wrapper,
     "no content": answer((), "204 No Content", []),
     "not modified": answer((), "304 Not Modified", []),
-    "redirect": answer((), "302 Found", [("Location", "/x")]),
+    "redirect": answer((), "302 Found", [*TEXT, ("Location", "/x")]),
     "not found": answer((b"no",), "404 Not Found"),
     "error": answer((b"oops",), ERROR),
     "streamed error": generate(b"oo", b"ps", status=ERROR),
+    "error of one chunk": generate(b"oops", status=ERROR),
+    "sized error": answer(lambda: Once(b"oops"), ERROR),
     "empty error": answer((), ERROR),
+    "error of an empty chunk": generate(b"", status=ERROR),
     "error and write": answer((b"ps",), ERROR, written=[b"oo"]),
     "event stream": generate(b"data: 1\n\n", headers=[("Content-Type", "text/event-stream")]),
     "many headers": answer(headers=[*TEXT, ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]),
@@ -281,15 +288,19 @@ def test_chunked_upload() -> None:
 
 
 # When close() raises, wsgiref's handler fails itself while it reports that.
+@pytest.mark.parametrize("check", [None, validator], ids=["plain", "validated"])
 @pytest.mark.parametrize("name", [name for name in APPS if "in close" not in name])
-def test_same_bytes_from_a_handler(name: str) -> None:
-    """G5: the same from wsgiref's handler alone, with errors."""
+def test_same_bytes_from_a_handler(name: str, check: Any) -> None:
+    """G5: the same from wsgiref's handler alone, with errors; and between validators."""
     outputs = []
-    for app in (APPS[name], wrap(APPS[name])):
+    app = APPS[name]
+    apps = (app, wrap(app)) if check is None else (check(app), check(wrap(check(app))))
+    for app in apps:
         output, errors = io.BytesIO(), io.StringIO()
         environ = request("POST", body=b"first\nlast\n")
         handler = SimpleHandler(environ["wsgi.input"], output, errors, environ)
         handler.run(app)  # type: ignore[arg-type]
         shown = errors.getvalue().strip().splitlines()
+        assert "AssertionError" not in errors.getvalue()
         outputs.append((re.sub(rb"\r\nDate: [^\r]*", b"", output.getvalue()), shown[-1:]))
     assert outputs[1] == outputs[0]

@@ -10,8 +10,9 @@ from wsgiref.util import FileWrapper
 
 import pytest
 
-from retrymw import DisconnectionError, current_attempt
+from retrymw import DisconnectionError, RetryPolicy, current_attempt
 from retrymw.typing import Environ, StartResponse
+from retrymw.wsgi import RetryMiddleware
 
 from .helpers import (
     TEXT,
@@ -20,6 +21,7 @@ from .helpers import (
     FakeDatabase,
     Reply,
     answer,
+    consume,
     doing,
     generate,
     lost,
@@ -68,7 +70,7 @@ def test_start_is_held_until_the_first_chunk(retry: Any) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["text/event-stream", "Text/Event-Stream; charset=utf-8"])
-def test_event_stream_is_released_at_once(content_type: str) -> None:
+def test_event_stream_is_released_at_once(retry: Any, content_type: str) -> None:
     """An event stream may be long in coming: its start does not wait for the first event."""
     reply = Reply()
     starts: list[int] = []
@@ -78,15 +80,15 @@ def test_event_stream_is_released_at_once(content_type: str) -> None:
         return b"data: 1\n\n"
 
     app = answer(Chunks(event, event), headers=[("content-type", content_type)])
-    serve(wrap(app), reply=reply)
+    serve(retry(app), reply=reply)
     assert starts == [1, 1]
 
 
-def test_event_stream_that_failed_is_held() -> None:
+def test_event_stream_that_failed_is_held(retry: Any) -> None:
     """An event stream that starts with a 5xx is held like any other."""
     headers = [("Content-Type", "text/event-stream")]
     app = Attempts(squashing(lost(), generate(b"no", status=ERROR, headers=headers)), answer())
-    assert (serve(wrap(app)).body, app.calls) == (b"hello", 2)
+    assert (serve(retry(app)).body, app.calls) == (b"hello", 2)
 
 
 def test_started_twice(retry: Any) -> None:
@@ -122,6 +124,7 @@ def test_started_twice_after_the_release(retry: Any) -> None:
 
 def test_never_started() -> None:
     """G5: an app that never starts fails as it does without the middleware."""
+    # Plain: the validator raises before the server does.
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         return [b"hello"]
@@ -133,6 +136,7 @@ def test_never_started() -> None:
 
 def test_not_iterable() -> None:
     """G5: an app that returns no iterable fails with the same exception."""
+    # Plain: the validator raises before the server does.
     for served in (answer(None), wrap(answer(None))):  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="not iterable"):
             serve(served)
@@ -158,7 +162,7 @@ def test_exc_info_replaces_the_start(retry: Any) -> None:
     assert (reply.status, reply.body, reply.headers["X-First"]) == (500, b"oops", None)
 
 
-def test_exc_info_reaches_the_server() -> None:
+def test_exc_info_reaches_the_server(retry: Any) -> None:
     """G5: the server is given the exc_info that the app gave."""
     error = ValueError("a bug")
     seen: list[Any] = []
@@ -166,7 +170,7 @@ def test_exc_info_reaches_the_server() -> None:
     def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
         seen.append((status, exc_info[1]))
 
-    assert list(wrap(rendering(error))(request(), start_response)) == [b"oops"]
+    assert consume(retry(rendering(error))(request(), start_response)) == [b"oops"]
     assert seen == [(ERROR, error)]
 
 
@@ -206,7 +210,7 @@ def test_exc_info_after_the_release(retry: Any, error: Exception, failures: int)
     assert (reply.status, reply.body, attempts.calls) == (200, b"hel", failures + 1)
 
 
-def test_exc_info_after_the_start_was_released() -> None:
+def test_exc_info_after_the_start_was_released(retry: Any) -> None:
     """G5: while the server has sent no bytes, it may still take another status."""
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -221,12 +225,12 @@ def test_exc_info_after_the_start_was_released() -> None:
 
         return events()
 
-    reply = serve(wrap(app))
+    reply = serve(retry(app))
     assert (reply.status, reply.body, reply.starts) == (500, b"oops", 2)
 
 
 @pytest.mark.parametrize("chunks", [None, (), (b"hello",), (b"hel", b"lo")])
-def test_server_refuses_the_start(chunks: tuple[bytes, ...] | None) -> None:
+def test_server_refuses_the_start(retry: Any, chunks: tuple[bytes, ...] | None) -> None:
     """G1: where the server's start_response() raises, that passes, and all is closed and undone."""
     database = FakeDatabase()
     body = (b"hello",) if chunks is None else Chunks(*chunks)
@@ -234,7 +238,7 @@ def test_server_refuses_the_start(chunks: tuple[bytes, ...] | None) -> None:
     def start_response(*_: Any) -> Any:
         raise AssertionError("a hop-by-hop header")
 
-    middleware = wrap(doing(database.open, answer(body)), databases=[database])
+    middleware = retry(doing(database.open, answer(body)), databases=[database])
     with pytest.raises(AssertionError, match="hop-by-hop"):
         middleware(request(), start_response)
     assert database.opened == 0
@@ -434,12 +438,14 @@ def test_failure_in_close_of_a_held_response(retry: Any) -> None:
 
 def test_list_passes_as_it_is() -> None:
     """G5: the server gets the very list that the app returned, and so its length."""
+    # Plain: the validator returns an iterator of its own.
     body = [b"hel", b"lo"]
     assert serve(wrap(answer(body))).result is body
 
 
 def test_length_stays_known() -> None:
     """G5: after a replay the server is still given a list where the app returned one."""
+    # Plain: the validator returns an iterator of its own.
     for body in ([b"hello"], (b"hello",)):
         result = serve(wrap(Attempts(lost(), answer(body)))).result
         assert len(result) == 1
@@ -447,6 +453,7 @@ def test_length_stays_known() -> None:
 
 def test_close_only_where_the_app_has_one() -> None:
     """A list has no close(); a generator's does what it did."""
+    # Plain: the validator returns an iterator of its own.
     assert not hasattr(serve(wrap(answer())).result, "close")
     assert hasattr(serve(wrap(generate(b"x"))).result, "close")
 
@@ -454,6 +461,7 @@ def test_close_only_where_the_app_has_one() -> None:
 @pytest.mark.parametrize("failures", [0, 1])
 def test_file_wrapper_reaches_the_server(failures: int) -> None:
     """G5: a wsgi.file_wrapper is returned as it is, so that the server can use sendfile."""
+    # Plain: the validator returns an iterator of its own, which hides the file.
     wrapper = FileWrapper(io.BytesIO(b"hello"))
     app = Attempts(*[lost()] * failures, answer(wrapper))
     reply = serve(wrap(app), request(**{"wsgi.file_wrapper": FileWrapper}))
@@ -469,6 +477,7 @@ def test_file_wrapper_reaches_the_server(failures: int) -> None:
 )
 def test_file_wrapper_whatever_the_server_says_of_its_input(sign: Any, failures: int) -> None:
     """G5: the same where there may be a body, which gunicorn says of every request."""
+    # Plain: the validator returns an iterator of its own, which hides the file.
     wrapper = FileWrapper(io.BytesIO(b"hello"))
     environ = request("PUT", **{"wsgi.file_wrapper": FileWrapper}, **sign)
     assert serve(wrap(Attempts(*[lost()] * failures, answer(wrapper))), environ).result is wrapper
@@ -476,6 +485,7 @@ def test_file_wrapper_whatever_the_server_says_of_its_input(sign: Any, failures:
 
 def test_file_wrapper_after_an_upload() -> None:
     """G5: the same where the app has read a body before it answers with a file."""
+    # Plain: the validator returns an iterator of its own, which hides the file.
     wrapper = FileWrapper(io.BytesIO(b"hello"))
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -489,6 +499,7 @@ def test_file_wrapper_after_an_upload() -> None:
 @pytest.mark.parametrize("failures", [0, 1])
 def test_file_wrapper_that_is_a_function(failures: int) -> None:
     """G5: the same where the server's wsgi.file_wrapper is a function, as mod_wsgi's is."""
+    # Plain: the validator returns an iterator of its own, which hides the file.
     made: list[Any] = []
 
     def file_wrapper(file: Any, size: int = 8192) -> Any:
@@ -506,24 +517,25 @@ def test_file_wrapper_that_is_a_function(failures: int) -> None:
     assert reply.result is made[-1]
 
 
-def test_file_wrapper_after_write() -> None:
+def test_file_wrapper_after_write(retry: Any) -> None:
     """G5: what was written goes out before a file."""
     wrapper = FileWrapper(io.BytesIO(b"lo"))
     app = answer(wrapper, written=[b"hel"])
-    assert serve(wrap(app), request(**{"wsgi.file_wrapper": FileWrapper})).body == b"hello"
+    assert serve(retry(app), request(**{"wsgi.file_wrapper": FileWrapper})).body == b"hello"
 
 
-def test_file_wrapper_as_an_error_page() -> None:
+def test_file_wrapper_as_an_error_page(retry: Any) -> None:
     """A doomed attempt's 500 is replayed also where its page is a file, which is closed."""
     page = FileWrapper(io.BytesIO(b"oops"))
     app = Attempts(squashing(lost(), answer(page, ERROR)), answer())
-    reply = serve(wrap(app), request(**{"wsgi.file_wrapper": FileWrapper}))
+    reply = serve(retry(app), request(**{"wsgi.file_wrapper": FileWrapper}))
     assert (reply.status, reply.body, app.calls) == (200, b"hello", 2)
     assert page.filelike.closed
 
 
 def test_file_wrapper_gives_connections_back() -> None:
     """The database is released before the file is sent, however slow the client is."""
+    # Plain: the validator returns an iterator of its own, which hides the file.
     database = FakeDatabase()
     app = doing(database.open, answer(FileWrapper(io.BytesIO(b"hello"))))
     environ = request(**{"wsgi.file_wrapper": FileWrapper})
@@ -622,8 +634,9 @@ def test_generators_are_closed_when_the_client_leaves(retry: Any) -> None:
     assert numbers == [2]
 
 
-def test_closing_twice(retry: Any) -> None:
+def test_closing_twice() -> None:
     """A server that closes twice, or goes on after it, does no harm to the app."""
+    # Plain: the validator forbids it.
     chunks = Chunks(b"a", b"b")
     result = wrap(answer(chunks))(request(), lambda *_: lambda data: None)
     result.close()  # type: ignore[attr-defined]
@@ -645,10 +658,10 @@ def test_error_in_close(retry: Any, error: BaseException) -> None:
     assert (reply.body, chunks.closed, database.opened) == (b"hello", 1, 0)
 
 
-def test_error_in_close_comes_from_close() -> None:
+def test_error_in_close_comes_from_close(retry: Any) -> None:
     """G5: the body of such a response is complete: the server hears of the error when it closes."""
     chunks = Chunks(b"hel", b"lo", on_close=ValueError("a bug"))
-    result = wrap(answer(chunks))(request(), lambda *_: lambda data: None)
+    result = retry(answer(chunks))(request(), lambda *_: lambda data: None)
     assert list(result) == [b"hel", b"lo"]
     with pytest.raises(ValueError, match="a bug"):
         result.close()  # type: ignore[attr-defined]
@@ -714,3 +727,32 @@ def test_failed_stream_raises_before_it_ends(retry: Any) -> None:
     with pytest.raises(DisconnectionError):
         next(iterator)
     result.close()
+
+
+@pytest.mark.parametrize(
+    "app", [answer(), generate(b"hel", b"lo"), generate()], ids=["list", "generator", "empty"]
+)
+def test_environ_without_a_method_is_served(app: Any) -> None:
+    """G5: an app that needs nothing of the environ gets by with a test client's empty one."""
+    plain, wrapped = [], []
+    expected = b"".join(app({}, lambda *start: plain.append(start)))
+    assert b"".join(RetryMiddleware(app)({}, lambda *start: wrapped.append(start))) == expected
+    assert wrapped == plain
+
+
+def test_environ_without_a_method_is_not_replayed() -> None:
+    """G3: what is not known to be safe runs once."""
+    app, starts = Attempts(lost()), []
+    RetryMiddleware(app)({}, lambda *start: starts.append(start))
+    assert (app.calls, starts[0][0]) == (1, "503 Service Unavailable")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error"])
+def test_what_can_be_closed_can_be_closed_when_it_was_held_to_its_end(status: str) -> None:
+    """G5: who calls the app's own close() finds one, and the app's is called once."""
+    body = Chunks(b"hel", b"lo")
+    middleware = RetryMiddleware(answer(body, status), policy=RetryPolicy(hold="until-return"))
+    result = middleware(request(), lambda *_: lambda data: None)
+    assert b"".join(result) == b"hello"
+    result.close()
+    assert body.closed == 1

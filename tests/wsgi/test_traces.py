@@ -22,7 +22,6 @@ from .helpers import (
     request,
     serve,
     squashing,
-    wrap,
 )
 
 
@@ -40,7 +39,7 @@ def changing(changes: dict[str, Any], app: Any, removed: tuple[str, ...] = ()) -
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
-def test_environ_is_the_same_object(failures: int) -> None:
+def test_environ_is_the_same_object(retry: Any, failures: int) -> None:
     """G5: each attempt is given the very environ that the server gave."""
     environ = request()
     seen: list[Any] = []
@@ -51,7 +50,7 @@ def test_environ_is_the_same_object(failures: int) -> None:
             raise lost()
         return answer()(environ, start_response)
 
-    serve(wrap(app), environ)
+    serve(retry(app), environ)
     assert all(each is environ for each in seen)
     assert len(seen) == failures + 1
 

@@ -21,13 +21,13 @@ from .helpers import (
     FakeDatabase,
     Reply,
     answer,
+    consume,
     doing,
     generate,
     lost,
     request,
     serve,
     squashing,
-    wrap,
 )
 
 UNDONE = ["rollback", "release"]
@@ -139,7 +139,9 @@ def test_opened_while_streaming(retry: Any, database: FakeDatabase) -> None:
 
 
 @pytest.mark.parametrize("expecting", [False, True])
-def test_released_before_a_slow_client_reads(database: FakeDatabase, expecting: bool) -> None:
+def test_released_before_a_slow_client_reads(
+    outside: Any, database: FakeDatabase, expecting: bool
+) -> None:
     """A complete response holds no connection while the client reads it, on_success or not."""
 
     def view() -> None:
@@ -149,9 +151,9 @@ def test_released_before_a_slow_client_reads(database: FakeDatabase, expecting: 
 
     app = doing(view, answer((b"hel", b"lo")))
     reply = Reply()
-    result = wrap(app, databases=[database])(request(), lambda *_: reply.write)
+    result = outside(app, databases=[database])(request(), lambda *_: reply.write)
     assert database.order == ["release"]
-    assert list(result) == [b"hel", b"lo"]
+    assert consume(result) == [b"hel", b"lo"]
 
 
 @pytest.mark.parametrize("what", ["rollback", "release"])
@@ -201,9 +203,10 @@ def test_interrupted_while_rolling_back(retry: Any) -> None:
 
 
 @pytest.mark.parametrize("what", ["wait", "find_endpoint"])
-def test_errors_in_what_the_user_gave(retry: Any, what: str) -> None:
+def test_errors_in_what_the_user_gave(retry: Any, on_wait: Any, what: str) -> None:
     """G1: a wait strategy or a find_endpoint that raises leaves no connection open."""
     database = FakeDatabase()
+    on_wait(lambda _: None)  # which the default strategy asks for in place of what raises
 
     def wrong(_: Any) -> Any:
         raise ZeroDivisionError
@@ -229,10 +232,10 @@ def test_resources_of_an_attempt_that_is_over(retry: Any) -> None:
         serve(retry(app, databases=[database]))
 
 
-def test_unknown_databases_are_refused() -> None:
+def test_unknown_databases_are_refused(retry: Any) -> None:
     """G1: an adapter that the middleware does not know can't open what nobody would give back."""
     with pytest.raises(RuntimeError, match="does not know"):
-        serve(wrap(doing(FakeDatabase().open, answer())))
+        serve(retry(doing(FakeDatabase().open, answer())))
 
 
 # Frames
@@ -313,25 +316,29 @@ failing_views = pytest.mark.parametrize(
 
 @failing_views
 @pytest.mark.parametrize("failures", [1, 2])
-def test_locals_of_a_failed_attempt(connections: Connections, view: Any, failures: int) -> None:
+def test_locals_of_a_failed_attempt(
+    retry: Any, connections: Connections, view: Any, failures: int
+) -> None:
     """G8: the local variables of a failed attempt are freed before the wait."""
     app = Attempts(*[doing(lambda: view(connections), answer())] * failures, answer())
-    assert serve(wrap(app)).body == b"hello"
+    assert serve(retry(app)).body == b"hello"
     assert connections.waits == [0] * failures
 
 
 @failing_views
 @pytest.mark.parametrize("failures", [1, 2])
-def test_locals_of_a_failed_generator(connections: Connections, view: Any, failures: int) -> None:
+def test_locals_of_a_failed_generator(
+    retry: Any, connections: Connections, view: Any, failures: int
+) -> None:
     """G8: the same for an app that is a generator, and one that returned one."""
     generator = generate(lambda: view(connections))
-    assert serve(wrap(Attempts(*[generator] * failures, answer()))).body == b"hello"
+    assert serve(retry(Attempts(*[generator] * failures, answer()))).body == b"hello"
     returned = (answer(Chunks(lambda: view(connections))) for _ in range(failures))
-    assert serve(wrap(Attempts(*returned, answer()))).body == b"hello"
+    assert serve(retry(Attempts(*returned, answer()))).body == b"hello"
     assert connections.waits == [0] * 2 * failures
 
 
-def test_locals_of_a_squashed_failure(connections: Connections) -> None:
+def test_locals_of_a_squashed_failure(retry: Any, connections: Connections) -> None:
     """G8: the same where the app squashed the failure."""
 
     def app(environ: Environ, start_response: StartResponse) -> Any:
@@ -343,11 +350,11 @@ def test_locals_of_a_squashed_failure(connections: Connections) -> None:
         body = f"oops, {connection}".encode()
         return answer((body,), "500 Internal Server Error")(environ, start_response)
 
-    assert serve(wrap(Attempts(app, answer()))).body == b"hello"
+    assert serve(retry(Attempts(app, answer()))).body == b"hello"
     assert connections.waits == [0]
 
 
-def test_locals_of_a_squashed_wrapper(connections: Connections) -> None:
+def test_locals_of_a_squashed_wrapper(retry: Any, connections: Connections) -> None:
     """G8: the same where what the app squashed was its own exception around the failure."""
 
     def app(environ: Environ, start_response: StartResponse) -> Any:
@@ -357,11 +364,11 @@ def test_locals_of_a_squashed_wrapper(connections: Connections) -> None:
             current_attempt().saw(exc)
         return answer((b"oops",), "500 Internal Server Error")(environ, start_response)
 
-    assert serve(wrap(Attempts(app, answer()))).body == b"hello"
+    assert serve(retry(Attempts(app, answer()))).body == b"hello"
     assert connections.waits == [0]
 
 
-def test_iterable_of_a_failed_attempt(connections: Connections) -> None:
+def test_iterable_of_a_failed_attempt(retry: Any, connections: Connections) -> None:
     """G8: the iterable itself is let go of, with what it has."""
 
     def app(environ: Environ, start_response: StartResponse) -> Any:
@@ -369,11 +376,11 @@ def test_iterable_of_a_failed_attempt(connections: Connections) -> None:
         chunks.connection = connections.open()  # type: ignore[attr-defined]
         return answer(chunks)(environ, start_response)
 
-    assert serve(wrap(Attempts(app, answer()))).body == b"hello"
+    assert serve(retry(Attempts(app, answer()))).body == b"hello"
     assert connections.waits == [0]
 
 
-def test_exc_info_of_a_failed_attempt(connections: Connections) -> None:
+def test_exc_info_of_a_failed_attempt(retry: Any, connections: Connections) -> None:
     """G8: what start_response() was given in exc_info is let go of, wrapped failure or not."""
 
     def app(environ: Environ, start_response: StartResponse) -> Any:
@@ -383,7 +390,7 @@ def test_exc_info_of_a_failed_attempt(connections: Connections) -> None:
             start_response("500 Internal Server Error", TEXT, sys.exc_info())  # type: ignore[arg-type]
         return [b"oops"]
 
-    assert serve(wrap(Attempts(app, answer()))).body == b"hello"
+    assert serve(retry(Attempts(app, answer()))).body == b"hello"
     assert connections.waits == [0]
 
 

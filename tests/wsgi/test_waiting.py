@@ -17,7 +17,7 @@ import tenacity
 from retrymw import current_attempt
 from retrymw.typing import Environ, Report, StartResponse
 
-from .helpers import Attempts, FakeDatabase, Reply, answer, doing, lost, request, serve, wrap
+from .helpers import Attempts, FakeDatabase, Reply, answer, doing, lost, request, serve
 
 
 class Waiters:
@@ -53,9 +53,9 @@ def down_once(environ: Environ, start_response: StartResponse) -> Iterable[bytes
 
 
 @pytest.mark.parametrize(("max_waiting", "most"), [(None, 4), (0, 0), (1, 1), (6, 6)])
-def test_overload(on_wait: Any, max_waiting: int | None, most: int) -> None:
+def test_overload(retry: Any, on_wait: Any, max_waiting: int | None, most: int) -> None:
     """G2: so many requests may wait, 4 under threads by default; one more is refused."""
-    middleware = wrap(down_once, max_waiting=max_waiting)
+    middleware = retry(down_once, max_waiting=max_waiting)
     waiters = Waiters(middleware, on_wait)
     replies = waiters.start(most)
     refused = serve(middleware)
@@ -68,7 +68,7 @@ def test_overload(on_wait: Any, max_waiting: int | None, most: int) -> None:
 
 
 @pytest.mark.parametrize("together", ["in the wait strategy", "while rolling back"])
-def test_overload_of_many_at_once(on_wait: Any, together: str) -> None:
+def test_overload_of_many_at_once(retry: Any, on_wait: Any, together: str) -> None:
     """G2: the limit holds also for requests that fail at the same moment."""
     all_fail, go_on = threading.Barrier(6), threading.Event()
     waiting: list[float] = []
@@ -93,7 +93,7 @@ def test_overload_of_many_at_once(on_wait: Any, together: str) -> None:
     on_wait(wait)
     rolling_back = together == "while rolling back"
     database = FakeDatabase(rollback=meet if rolling_back else None)
-    middleware = wrap(
+    middleware = retry(
         doing(database.open, down_once),
         databases=[database],
         hooks=[hook],
@@ -105,7 +105,7 @@ def test_overload_of_many_at_once(on_wait: Any, together: str) -> None:
     assert sorted(str(reply.outcome) for reply in replies) == ["overload"] * 4 + ["recovered"] * 2
 
 
-def test_others_are_served_meanwhile(on_wait: Any) -> None:
+def test_others_are_served_meanwhile(retry: Any, on_wait: Any) -> None:
     """G9: requests that need no replay pass those that wait."""
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -113,7 +113,7 @@ def test_others_are_served_meanwhile(on_wait: Any) -> None:
             environ, start_response
         )
 
-    middleware = wrap(app)
+    middleware = retry(app)
     waiters = Waiters(middleware, on_wait)
     replies = waiters.start(4)
     assert serve(middleware, request(path="/static")).status == 200
@@ -121,9 +121,9 @@ def test_others_are_served_meanwhile(on_wait: Any) -> None:
     assert [reply.result(10).status for reply in replies] == [200] * 4
 
 
-def test_middlewares_do_not_share_their_limit(on_wait: Any) -> None:
+def test_middlewares_do_not_share_their_limit(retry: Any, on_wait: Any) -> None:
     """One middleware's waiting requests do not count for another's."""
-    first, second = (wrap(down_once, max_waiting=1) for _ in range(2))
+    first, second = (retry(down_once, max_waiting=1) for _ in range(2))
     waiters = Waiters(first, on_wait)
     [reply] = waiters.start(1)
     on_wait(lambda _: None)
@@ -132,7 +132,9 @@ def test_middlewares_do_not_share_their_limit(on_wait: Any) -> None:
     assert reply.result(10).status == 200
 
 
-def test_deadline_counts_from_the_arrival(on_wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deadline_counts_from_the_arrival(
+    retry: Any, on_wait: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """G2: a request has its deadline for all of its attempts together."""
     clock = [1000.0]
     monkeypatch.setattr("retrymw.wsgi.monotonic", lambda: clock[0])
@@ -143,7 +145,7 @@ def test_deadline_counts_from_the_arrival(on_wait: Any, monkeypatch: pytest.Monk
 
     on_wait(wait)
     app = Attempts(lost())
-    reply = serve(wrap(app, wait=tenacity.wait_fixed(3), deadline=10))
+    reply = serve(retry(app, wait=tenacity.wait_fixed(3), deadline=10))
     assert (app.calls, reply.outcome) == (4, "deadline")
     assert clock[0] == 1009
 
