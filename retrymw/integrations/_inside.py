@@ -14,11 +14,17 @@ def saw(exception: BaseException | None) -> None:
         attempt.saw(exception)
 
 
-def routed(endpoint: object) -> None:
-    """The framework has found the endpoint of this exchange, and is about to call it."""
+def routed(endpoint: object, environ: object = None) -> None:
+    """The framework has found the endpoint of this exchange, and is about to call it.
+
+    Args:
+        environ: of the request that was routed, where it may be another than the exchange's.
+    """
     run = running.get()
     # One that makes requests of its own app is still the endpoint that this exchange is of.
-    if run is not None and run.endpoint is None:
+    if run is None or run.endpoint is not None:
+        return
+    if environ is None or environ is run.request:
         run.endpoint = endpoint
 
 

@@ -9,6 +9,7 @@ from flask import Flask, request
 from flask.signals import got_request_exception, request_started
 
 from retrymw._core.policy import RetryPolicy
+from retrymw.integrations._config import read_config
 from retrymw.integrations._inside import not_routed, routed, saw
 from retrymw.typing import Hook
 from retrymw.wsgi import RetryMiddleware
@@ -24,12 +25,17 @@ class Retry:
     its response is a 5xx the request is replayed; a response below 500 is the app's own answer and
     is sent.
 
+    The app's config may change single fields of the policy, ``RETRY_DEADLINE = 5`` for ``deadline``
+    and so on, and switch it all off with ``RETRY_ENABLED = False``.
+
     Args:
         app: the Flask app; None to call :meth:`init_app` later.
-        policy, databases, hooks: as for :class:`retrymw.wsgi.RetryMiddleware`.
+        policy: the rules, where the config says nothing else; None for ``RetryPolicy()``.
+        databases, hooks: as for :class:`retrymw.wsgi.RetryMiddleware`.
 
     Raises:
-        TypeError: naming the argument, its value and what is allowed.
+        TypeError, ValueError: naming the argument or the key of the config, its value and what is
+            allowed.
         RuntimeError: the app is wrapped already.
     """
 
@@ -48,19 +54,27 @@ class Retry:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Wrap ``app.wsgi_app``. Do this last, so that other middleware is inside."""
+        """Read ``app.config`` and wrap ``app.wsgi_app``. Do this last.
+
+        Other middleware is inside then, and the config complete.
+        """
         if not isinstance(app, Flask):
             raise TypeError(f"app is {app!r}; allowed: a flask.Flask")
         if "retrymw" in app.extensions:
             raise RuntimeError(f"{app!r} is wrapped already; call Retry.init_app() once for an app")
 
+        enabled, policy = read_config(app.config, self._policy)
         middleware = RetryMiddleware(
             app.wsgi_app,
-            policy=self._policy,
+            policy=policy,
             databases=self._databases,
             hooks=self._hooks,
             find_endpoint=not_routed,
         )
+        if not enabled:
+            _check_units(self._databases)
+            app.extensions["retrymw"] = self
+            return
         handle_user_exception = app.handle_user_exception
 
         def see_and_handle(*args: Any) -> Any:
@@ -73,6 +87,15 @@ class Retry:
         request_started.connect(_routed, app)
         app.wsgi_app = middleware  # type: ignore[assignment,method-assign]  # as Flask documents
         app.extensions["retrymw"] = self
+
+
+def _check_units(databases: Iterable[Any]) -> None:
+    for database in databases:
+        if getattr(database, "commits_on_success", False):
+            raise ValueError(
+                f"RETRY_ENABLED is False, but {database!r} commits on success, and nobody else "
+                "would commit; allowed: RETRY_MAX_REPLAYS = 0, which replays nothing"
+            )
 
 
 def _saw(sender: Flask, *, exception: BaseException, **_: Any) -> None:

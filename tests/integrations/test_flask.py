@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import io
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any
 
+import falcon
 import flask
 import pytest
 import tenacity
 import werkzeug
+from django.core.handlers.wsgi import WSGIHandler
 from flask import Blueprint, Flask, abort, current_app, g, session, stream_with_context
+from flask.sessions import SecureCookieSessionInterface
 from flask.views import MethodView, View
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import text
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
@@ -27,7 +35,12 @@ from retrymw import (
     never_replay,
     rollback_safe,
 )
+from retrymw.adapters.pymysql import Database as PyMySQL
+from retrymw.adapters.sqlalchemy import watch
+from retrymw.integrations._config import read_config
 from retrymw.integrations.flask import Retry
+from retrymw.testing import FaultProxy
+from retrymw.testing.servers import MariaDB
 from retrymw.wsgi import RetryMiddleware
 
 POLICY = RetryPolicy(wait=tenacity.wait_none())
@@ -169,6 +182,176 @@ def test_no_warning(app: Flask, client: Any, flaky: Flaky) -> None:
         assert client.get("/").status_code == 503
 
 
+# Configuring
+
+SET = {
+    "max_replays": 2,
+    "wait": tenacity.wait_fixed(1),
+    "deadline": 5.5,
+    "kinds": {"conflict"},
+    "methods": {"GET", "POST"},
+    "body_memory": 10,
+    "body_limit": 20,
+    "max_waiting": 7,
+    "hold": "until-return",
+    "expose": "always",
+}
+
+
+def test_config_of_each_field() -> None:
+    """Each field of the policy has its key; the others stay as they are."""
+    assert set(SET) == {field.name for field in fields(RetryPolicy)}
+    for name, value in SET.items():
+        enabled, policy = read_config({f"RETRY_{name.upper()}": value}, RetryPolicy(body_memory=1))
+        assert enabled
+        assert policy == RetryPolicy(**{"body_memory": 1, name: value})
+
+
+def test_config(bare: Flask, flaky: Flaky) -> None:
+    """What the config sets goes before the policy that is given, field by field."""
+    flaky.failures = 100
+    failing_view(bare, flaky)
+    bare.config["RETRY_MAX_REPLAYS"] = 2
+    Retry(bare, policy=RetryPolicy(wait=tenacity.wait_none(), max_replays=1, expose="never"))
+    response = bare.test_client().get("/")
+    assert (response.status_code, flaky.calls) == (503, 3)
+    assert "Retry-Attempts" not in response.headers
+
+
+def test_config_of_each_app(flaky: Flaky) -> None:
+    """One Retry for the apps of a factory: each has the config that it has at init_app()."""
+    flaky.failures = 100
+    retry = Retry(policy=POLICY)
+
+    def create_app(replays: int) -> Flask:
+        app = Flask("shop")
+        app.logger.disabled = True
+        app.config.from_mapping(RETRY_MAX_REPLAYS=replays)
+        failing_view(app, flaky)
+        retry.init_app(app)
+        app.config["RETRY_MAX_REPLAYS"] = 17
+        return app
+
+    for replays in (0, 3):
+        flaky.calls = 0
+        assert create_app(replays).test_client().get("/").status_code == 503
+        assert flaky.calls == 1 + replays
+
+
+@pytest.mark.parametrize("methods", ['["GET", "POST"]', "GET, POST"])
+def test_config_from_the_environment(
+    bare: Flask, flaky: Flaky, monkeypatch: pytest.MonkeyPatch, methods: str
+) -> None:
+    """Environment variables set any field but ``wait``."""
+    monkeypatch.setenv("FLASK_RETRY_MAX_REPLAYS", "2")
+    monkeypatch.setenv("FLASK_RETRY_DEADLINE", "7.5")
+    monkeypatch.setenv("FLASK_RETRY_METHODS", methods)
+    monkeypatch.setenv("FLASK_RETRY_KINDS", "disconnection")
+    monkeypatch.setenv("FLASK_RETRY_MAX_WAITING", "null")
+    monkeypatch.setenv("FLASK_RETRY_EXPOSE", "always")
+    bare.config.from_prefixed_env()
+    flaky.failures = 100
+    failing_view(bare, flaky, methods=["POST"])
+    Retry(bare, policy=POLICY)
+    assert posted(bare.test_client()) == (503, "exhausted")
+    assert flaky.calls == 3
+    assert bare.test_client().get("/missing").headers["Retry-Attempts"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("MAX_REPLAYS", "2", 2),
+        ("DEADLINE", "7.5", 7.5),
+        ("METHODS", "GET", {"GET"}),
+        ("METHODS", "[]", set()),
+        ("KINDS", "conflict,disconnection", {"conflict", "disconnection"}),
+        ("MAX_WAITING", "null", None),
+        ("HOLD", "until-return", "until-return"),
+    ],
+)
+def test_config_of_texts(key: str, text: str, value: Any) -> None:
+    """A text that was put there as it is in the environment stands for its value."""
+    _, policy = read_config({f"RETRY_{key}": text}, None)
+    assert getattr(policy, key.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("RETRY_DEADLINE", "soon", r"RETRY_DEADLINE is 'soon'; allowed: seconds, a number"),
+        ("RETRY_DEADLINE", -1, r"RETRY_DEADLINE is -1; allowed: seconds, finite, above 0"),
+        ("RETRY_MAX_REPLAYS", True, r"RETRY_MAX_REPLAYS is True; allowed: a whole number"),
+        ("RETRY_METHODS", "get", r"RETRY_METHODS is \['get'\]; allowed: HTTP methods in capitals"),
+        ("RETRY_METHODS", "", r"RETRY_METHODS is \[''\]; allowed"),
+        ("RETRY_KINDS", ["conflicts"], r"RETRY_KINDS is \['conflicts'\]; allowed: any of conflict"),
+        ("RETRY_WAIT", "0.5", r"RETRY_WAIT is 0\.5, but .* allowed: a tenacity wait strategy"),
+        ("RETRY_HOLD", "always", r"RETRY_HOLD is 'always'; allowed: 'first-chunk' or"),
+        ("RETRY_BODY_MEMORY", 1 << 30, r"RETRY_BODY_LIMIT is 67108864; allowed: at least"),
+        ("RETRY_ENABLED", "nope", r"RETRY_ENABLED is 'nope'; allowed: True or False"),
+        ("RETRY_ENABLED", None, r"RETRY_ENABLED is None; allowed: True or False"),
+        ("RETRY_DEADLINES", 5, r"RETRY_DEADLINES is 5, .* did you mean RETRY_DEADLINE\? allowed: "),
+        ("RETRY_XYZ", 5, r"no such key; allowed: RETRY_BODY_LIMIT, .*RETRY_ENABLED, .*RETRY_WAIT$"),
+    ],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_wrong_config(bare: Flask, key: str, value: Any, message: str, enabled: bool) -> None:
+    """A wrong value and an unknown key raise at start-up, naming it and what is allowed, also
+    where replays are switched off; the app is left as it was."""
+    bare.config |= {"RETRY_ENABLED": enabled, key: value}
+    with pytest.raises((TypeError, ValueError), match=message):
+        Retry(bare)
+    assert "retrymw" not in bare.extensions
+    assert not isinstance(bare.wsgi_app, RetryMiddleware)
+
+
+def test_wrong_policy_and_config(bare: Flask) -> None:
+    """A policy that is none is named as such, whatever the config says."""
+    bare.config["RETRY_MAX_REPLAYS"] = 2
+    with pytest.raises(TypeError, match="policy is 5; allowed: a RetryPolicy"):
+        Retry(bare, policy=5)  # type: ignore[arg-type]
+
+
+def test_config_of_others(bare: Flask, flaky: Flaky) -> None:
+    """Keys without the prefix are nobody's business."""
+    failing_view(bare, flaky)
+    bare.config |= {"RETRY": 1, "RETRYING": 2, "retry_x": 3, "MY_RETRY_X": 4}
+    Retry(bare, policy=POLICY)
+    assert bare.test_client().get("/").data == b"hello"
+
+
+@pytest.mark.parametrize("value", [False, "false", "False", 0, "0"])
+def test_disabled(bare: Flask, flaky: Flaky, value: Any) -> None:
+    """RETRY_ENABLED = False leaves the app as it is."""
+    failing_view(bare, flaky)
+    bare.add_url_rule("/attempt", view_func=lambda: str(current_attempt(None)), endpoint="attempt")
+    bare.config["RETRY_ENABLED"] = value
+    Retry(bare, policy=POLICY)
+    client = bare.test_client()
+    assert (client.get("/").status_code, flaky.calls) == (500, 1)
+    assert client.get("/attempt").data == b"None"
+    assert not isinstance(bare.wsgi_app, RetryMiddleware)
+    with pytest.raises(RuntimeError, match="wrapped already"):
+        Retry(bare)
+
+
+@pytest.mark.parametrize("value", [True, "true", 1, "1"])
+def test_enabled(bare: Flask, flaky: Flaky, value: Any) -> None:
+    """RETRY_ENABLED = True is as without it."""
+    failing_view(bare, flaky)
+    bare.config["RETRY_ENABLED"] = value
+    Retry(bare, policy=POLICY)
+    assert bare.test_client().get("/").data == b"hello"
+
+
+def test_disabled_with_nobody_to_commit(bare: Flask) -> None:
+    """Where the middleware is to commit, it can't be switched off: orders would get lost."""
+    bare.config["RETRY_ENABLED"] = False
+    database = PyMySQL(host="127.0.0.1", commit="on-success")
+    with pytest.raises(ValueError, match=r"RETRY_ENABLED is False, but <Database .* commits on"):
+        Retry(bare, databases=[database])
+
+
 # Plain middleware around Flask
 
 
@@ -189,6 +372,16 @@ def test_plain_middleware_warns(bare: Flask, flaky: Flaky, wrapped: Any) -> None
     assert [warning.filename for warning in caught] == [__file__]
     client = werkzeug.Client(middleware)
     assert [client.get("/").status_code for _ in range(2)] == [500, 200]
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(falcon.App, "falcon"), (lambda: WSGIHandler.__new__(WSGIHandler), "django")]
+)
+def test_plain_middleware_warns_of_other_frameworks(make: Any, name: str) -> None:
+    """So it does around others that have an integration."""
+    with pytest.warns(RuntimeWarning, match=rf"retrymw\.integrations\.{name}\.Retry") as caught:
+        RetryMiddleware(ProxyFix(make()))
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_plain_middleware_does_not_warn_of_others() -> None:
@@ -945,3 +1138,302 @@ def test_static_files_and_options(app: Flask, client: Any) -> None:
     assert client.get("/missing").status_code == 404
     assert client.options("/").headers["Allow"]
     assert client.post("/").status_code == 405
+
+
+# Blueprints
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "before_request",
+        "before_app_request",
+        "after_request",
+        "after_app_request",
+        "teardown_request",
+        "teardown_app_request",
+        "url_value_preprocessor",
+        "app_url_value_preprocessor",
+    ],
+)
+def test_hooks_of_a_blueprint(
+    app: Flask, client: Any, flaky: Flaky, mode: str, hook: str, nested: bool
+) -> None:
+    """G3: what fails around the view, in a blueprint or in one around it, has the view's mark."""
+    outer = Blueprint("outer", __name__, url_prefix="/outer")
+    inner = Blueprint("inner", __name__, url_prefix="/inner")
+
+    def fails(*args: Any) -> Any:
+        flaky()
+        return args[0] if hook.startswith("after") else None
+
+    getattr(outer if nested else inner, hook)(fails)
+    inner.add_url_rule("/marked", "marked", rollback_safe(lambda: "hello"), methods=["POST"])
+    inner.add_url_rule("/unmarked", "unmarked", lambda: "hello", methods=["POST"])
+    outer.register_blueprint(inner)
+    app.register_blueprint(outer)
+    assert posted(client, "/outer/inner/marked") == RECOVERED
+    assert flaky.calls >= 2
+    flaky.calls = 0
+    assert posted(client, "/outer/inner/unmarked") == REFUSED
+
+
+@pytest.mark.parametrize("where", ["nested", "around", "app_errorhandler"])
+@pytest.mark.parametrize("status", [500, 409])
+def test_error_handlers_of_nested_blueprints(
+    app: Flask, client: Any, flaky: Flaky, mode: str, where: str, status: int
+) -> None:
+    """A handler squashes what it renders as a 5xx, and answers below, wherever it is."""
+    outer = Blueprint("outer", __name__, url_prefix="/outer")
+    inner = Blueprint("inner", __name__, url_prefix="/inner")
+    register: Any = {
+        "nested": inner.errorhandler,
+        "around": outer.errorhandler,
+        "app_errorhandler": outer.app_errorhandler,
+    }[where]
+    register(DisconnectionError)(lambda error: ("sorry", status))
+    inner.add_url_rule("/", "view", lambda: flaky() or "hello")
+    outer.register_blueprint(inner)
+    app.register_blueprint(outer)
+    response = client.get("/outer/inner/")
+    expected = (200, b"hello", 2) if status == 500 else (409, b"sorry", 1)
+    assert (response.status_code, response.data, flaky.calls) == expected
+
+
+# More places to fail
+
+
+@pytest.mark.parametrize("registered", [ZeroDivisionError, 404])
+def test_error_handler_that_fails(
+    app: Flask, client: Any, flaky: Flaky, mode: str, registered: Any
+) -> None:
+    """An error page that uses the database, and fails, is replayed."""
+
+    @app.errorhandler(registered)
+    def handle(error: Any) -> Any:
+        flaky()
+        return "sorry", 404
+
+    @app.get("/<int:number>")
+    def view(number: int) -> str:
+        return str(1 // number) if registered != 404 else abort(404)
+
+    response = client.get("/0")
+    assert (response.status_code, response.data, flaky.calls) == (404, b"sorry", 2)
+
+
+def test_after_this_request(app: Flask, client: Any, flaky: Flaky, mode: str) -> None:
+    """G3: a failure in a function that is called after this request is the view's."""
+
+    @app.post("/")
+    @rollback_safe
+    def view() -> str:
+        @flask.after_this_request
+        def after(response: flask.Response) -> flask.Response:
+            flaky()
+            return response
+
+        return "hello"
+
+    assert posted(client) == RECOVERED
+
+
+@pytest.mark.parametrize("when", ["open", "save"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_session_in_the_database(
+    app: Flask, client: Any, flaky: Flaky, mode: str, when: str, method: str
+) -> None:
+    """G3: a session that can't be loaded is a failure before routing, without the mark; one that
+    can't be saved has the view's."""
+
+    class Sessions(SecureCookieSessionInterface):
+        def open_session(self, *args: Any) -> Any:
+            if when == "open":
+                flaky()
+            return super().open_session(*args)
+
+        def save_session(self, *args: Any) -> None:
+            if when == "save":
+                flaky()
+            super().save_session(*args)
+
+    app.session_interface = Sessions()
+    app.add_url_rule("/", "view", rollback_safe(lambda: "hello"), methods=[method])
+    expected = REFUSED if (when, method) == ("open", "POST") else RECOVERED
+    assert posted(client, method=method) == expected
+
+
+def test_template(app: Flask, client: Any, flaky: Flaky, mode: str) -> None:
+    """A context processor or a template that fails is replayed."""
+    app.context_processor(lambda: {"query": lambda: flaky() or ""})
+    app.add_url_rule("/", "view", lambda: flask.render_template_string("{{ query() }}hello"))
+    assert (client.get("/").data, flaky.calls) == (b"hello", 2)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_method_view(app: Flask, client: Any, flaky: Flaky, mode: str, method: str) -> None:
+    """A MethodView that fails is replayed like a function, one that is made once as well."""
+
+    class Orders(MethodView):
+        init_every_request = method == "POST"
+
+        @rollback_safe
+        def post(self) -> str:
+            flaky()
+            return "hello"
+
+        def put(self) -> str:
+            flaky()
+            return "hello"
+
+    app.add_url_rule("/", view_func=Orders.as_view("orders"))
+    assert posted(client, method=method) == RECOVERED
+
+
+@pytest.mark.parametrize(
+    "hook", ["before_request", "after_request", "teardown_request", "teardown_appcontext"]
+)
+def test_async_hooks(app: Flask, client: Any, flaky: Flaky, mode: str, hook: str) -> None:
+    """Async functions around the view fail like others."""
+
+    async def fails(*args: Any) -> Any:
+        flaky()
+        return args[0] if hook == "after_request" else None
+
+    getattr(app, hook)(fails)
+    app.add_url_rule("/", "view", idempotent(lambda: "hello"), methods=["POST"])
+    assert posted(client) == RECOVERED
+
+
+@pytest.mark.parametrize("status", [500, 409])
+def test_async_error_handler(app: Flask, client: Any, flaky: Flaky, mode: str, status: int) -> None:
+    """An async error handler squashes as others do, and a view in a class may be async too."""
+
+    @app.errorhandler(DisconnectionError)
+    async def handle(error: DisconnectionError) -> Any:
+        return "sorry", status
+
+    class Orders(MethodView):
+        @rollback_safe
+        async def post(self) -> str:
+            flaky()
+            return "hello"
+
+    app.add_url_rule("/", view_func=Orders.as_view("orders"))
+    assert posted(client) == (RECOVERED if status == 500 else (409, None))
+
+
+def test_stream_that_is_decorated(app: Flask, client: Any, flaky: Flaky, mode: str) -> None:
+    """G1: stream_with_context as a decorator: each attempt's stream has its own request."""
+    numbers: list[int] = []
+
+    @app.post("/")
+    @rollback_safe
+    def view() -> Any:
+        g.number = current_attempt().number
+
+        @stream_with_context
+        def chunks() -> Iterator[str]:
+            numbers.append(g.number)
+            flaky()
+            yield flask.request.form["a"]
+
+        return chunks()
+
+    response = client.post("/", data={"a": "hello"})
+    assert (response.data, numbers) == (b"hello", [1, 2])
+
+
+def test_threads_of_a_view(app: Flask, client: Any, flaky: Flaky, mode: str) -> None:
+    """copy_current_request_context gives a thread the request of its attempt, and a copied context
+    the attempt."""
+    seen: list[Any] = []
+
+    @app.get("/")
+    def view() -> str:
+        g.number = current_attempt().number
+
+        @flask.copy_current_request_context
+        def work() -> str:
+            seen.append((flask.request.args["a"], current_attempt().number))
+            flaky()
+            return "hello"
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(contextvars.copy_context().run, work).result()
+
+    assert client.get("/?a=1").data == b"hello"
+    assert seen == [("1", 1), ("1", 2)]
+
+
+def test_session_cookie(app: Flask, client: Any, mode: str) -> None:
+    """G1: what is counted in a session is counted once for each request, and URLs are the same."""
+
+    @app.get("/<int:item>")
+    def view(item: int) -> str:
+        session["count"] = session.get("count", 0) + 1
+        if not current_attempt().is_replay:
+            raise DisconnectionError("gone")
+        return f"{session['count']} {flask.url_for('view', item=item + 1, _external=True)}"
+
+    assert client.get("/1").data == b"1 http://localhost/2"
+    assert client.get("/2").data == b"2 http://localhost/3"
+    with client.session_transaction() as stored:
+        assert stored["count"] == 2
+
+
+# With a database
+
+
+class Store:
+    """Flask-SQLAlchemy's usual app, on a MariaDB server behind the fault proxy."""
+
+    def __init__(self, app: Flask, server: MariaDB, proxy: FaultProxy) -> None:
+        self.server, self.proxy = server, proxy
+        app.config["SQLALCHEMY_DATABASE_URI"] = (
+            f"mysql+pymysql://{server.user}:{server.password}@{proxy.host}:{proxy.port}/"
+            f"{server.database}?read_timeout=30&ssl_disabled=true"
+        )
+        self.db = SQLAlchemy(app)
+        with app.app_context():
+            watch(self.db.engine)
+        Retry(app, policy=POLICY)
+
+        @app.post("/<moment>")
+        @rollback_safe
+        def order(moment: str) -> str:
+            self.db.session.execute(text("INSERT INTO orders VALUES ('a')"))
+            if not current_attempt().is_replay:
+                self.proxy.cut("reset", at=int(moment) if moment.isdigit() else moment)
+            self.db.session.execute(text("INSERT INTO orders VALUES ('b')"))
+            self.db.session.commit()
+            return "hello"
+
+    def orders(self) -> list[str]:
+        rows = self.server.execute("SELECT name FROM app.orders ORDER BY name")
+        return [row[0] for row in rows]
+
+
+@pytest.fixture
+def store(bare: Flask, mariadb: MariaDB, mariadb_proxy: FaultProxy) -> Iterator[Store]:
+    mariadb.execute("CREATE TABLE app.orders (name VARCHAR(50))")
+    store = Store(bare, mariadb, mariadb_proxy)
+    yield store
+    with bare.app_context():
+        store.db.engine.dispose()
+    mariadb.execute("DROP TABLE app.orders")
+
+
+def test_flask_sqlalchemy(bare: Flask, store: Store, mode: str) -> None:
+    """G1: an order whose connection breaks in its transaction is stored exactly once."""
+    assert posted(bare.test_client(), "/1") == RECOVERED
+    assert store.proxy.faults == 1
+    assert store.orders() == ["a", "b"]
+
+
+def test_flask_sqlalchemy_and_a_lost_commit(bare: Flask, store: Store, mode: str) -> None:
+    """G4: an order whose COMMIT is lost is stored once, and the client is asked to look."""
+    assert posted(bare.test_client(), "/commit") == (503, "unknown")
+    assert store.proxy.faults == 1
+    assert store.orders() == ["a", "b"]
