@@ -15,6 +15,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--write-matrix", action="store_true", help="write docs/reference/drivers.md anew"
     )
     parser.addoption(
+        "--write-web-servers",
+        action="store_true",
+        help="write docs/reference/web-servers.md anew",
+    )
+    parser.addoption(
         "--accounting",
         action="store_true",
         help="long accounting runs, written to docs/reference/accounting.md",
