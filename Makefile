@@ -9,17 +9,20 @@ WORKERS = 4  # of pytest; each has servers of its own, and most of the time wait
 TESTED = $(sort $(OLDEST) $(NEWEST))
 BIN = .venvs/$(NEWEST)/bin
 
-.PHONY: help test check lint types walls docs format matrix accounting demo bench venvs system clean
+.PHONY: help test check lint types walls docs format matrix accounting web-servers compat demo bench \
+	venvs system clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-# The matrix of drivers takes half the time: here on the newest Python only, by `make matrix` on both.
+# The slowest run on the newest Python only: the matrix of drivers (by `make matrix` on both) and the
+# frameworks' own tests (by `make compat`).
 test: venvs  ## Run all tests, on the oldest and the newest Python here
 	rm -f .coverage
 	@for python in $(TESTED); do \
 		echo "== Python $$python"; \
-		test $$python = $(NEWEST) && some= || some=--ignore=tests/servers/test_matrix.py; \
+		test $$python = $(NEWEST) && some= || \
+			some="--ignore=tests/servers/test_matrix.py --ignore=tests/compat"; \
 		.venvs/$$python/bin/python -m pytest -n $(WORKERS) --dist loadscope --cov --cov-append \
 			$$some || exit; \
 	done
@@ -50,6 +53,14 @@ matrix: venvs  ## Write docs/reference/drivers.md anew
 
 accounting: venvs  ## Write docs/reference/accounting.md anew: every adapter for 20 seconds
 	$(BIN)/python -m pytest tests/adapters -k Accounting --accounting
+
+web-servers: venvs  ## Write docs/reference/web-servers.md anew
+	$(BIN)/python -m pytest tests/web -k test_page --write-web-servers
+
+compat: venvs  ## Write docs/reference/compatibility.md anew: all of the frameworks' own tests
+	@for python in $(TESTED); do \
+		.venvs/$$python/bin/python -m pytest tests/compat --compat || exit; \
+	done
 
 demo: .venvs/demo/.ready  ## Run the example app through a database outage
 	.venvs/demo/bin/python -m example_app drill
