@@ -78,7 +78,7 @@ class Run(Running):
         self._told_end = False
         self._asking = 0
         self._answered = False  # the response is complete, and held
-        self._waiting: list[anyio.CancelScope] | None = None  # for that
+        self._waiting: set[anyio.CancelScope] | None = None  # for that
         if previous is None:
             self.started = monotonic()
             self.number = 1
@@ -146,6 +146,8 @@ class Run(Running):
             return _gone()
         if recording is not None and not self._told_end:
             if self._position < recording.size and not recording.dropped:
+                if recording.closed:
+                    return _gone()  # the exchange is over
                 return await self._replayed(recording)
             if recording.ended:
                 self._told_end = True
@@ -153,6 +155,8 @@ class Run(Running):
             if recording.full:
                 # Before taking in more, not after: a cancelled receive() must lose nothing.
                 await self._spill(recording)
+                if self._has_failed():
+                    return _gone()  # meanwhile; what comes now is the next attempt's
         self._asking += 1
         try:
             message = await self._next()
@@ -179,8 +183,13 @@ class Run(Running):
             return await receive()
         if not self._answered:
             with anyio.CancelScope() as waiting:
-                self._waiting = [*(self._waiting or ()), waiting]
-                return await receive()
+                if self._waiting is None:
+                    self._waiting = set()
+                self._waiting.add(waiting)
+                try:
+                    return await receive()
+                finally:
+                    self._waiting.discard(waiting)
         return None
 
     def _has_failed(self) -> bool:

@@ -32,7 +32,7 @@ class Listener:
         self._tasks = tasks
         self._asking = False
         self._news = anyio.Event()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._heard: list[Message] = []
 
     @property
@@ -52,11 +52,11 @@ class Listener:
         return taken >= _MOST_BYTES or len(self._heard) >= _MOST_MESSAGES
 
     async def hear(self) -> Message:
-        """Wait for one more message, and keep it if it is of the body."""
-        message = await self._message(len(self._heard))
-        if message["type"] == "http.disconnect":
-            self._heard.remove(message)
-        return message
+        """Wait for one more message, and keep it; a disconnect that came meanwhile is that one."""
+        number = len(self._heard)
+        if number and self._heard[-1]["type"] == "http.disconnect":
+            number -= 1  # it came while nobody waited, and servers may say it only once
+        return await self._message(number)
 
     def forget_last(self) -> None:
         """The last message was no part of the body."""
@@ -86,7 +86,9 @@ class Listener:
     async def _ask(self) -> None:
         try:
             self._heard.append(await self._receive())
-        except Exception as exc:  # noqa: BLE001  # it is raised where the message is waited for
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as exc:  # noqa: BLE001  # it is raised where the message is waited for
             self._error = exc
         self._asking = False
         news, self._news = self._news, anyio.Event()

@@ -165,8 +165,13 @@ class RetryMiddleware:
             self._settings.waiting.discard(run.exchange)
             error = None  # or the traceback, which holds this frame, would be a reference cycle
             if tasks is not None:
+                # Shielded: a cancellation from outside must not replace what is raised (G7).
+                tasks.cancel_scope.shield = True
                 tasks.cancel_scope.cancel()
-                await tasks.__aexit__(None, None, None)
+                try:
+                    await tasks.__aexit__(None, None, None)
+                except RuntimeError:  # the app left a cancel scope of its own open
+                    log_trouble("an app's cancel scope outlives its request")
 
     def _ended(self, run: Run, error: Exception | None) -> Command:
         """What to do; a replay takes its place among those that wait at once."""

@@ -95,7 +95,8 @@ class Relay:
         """Do what the selector says can be done with `sock`."""
         if events & selectors.EVENT_WRITE and _is_open(sock):
             self._send(sock)
-        if events & selectors.EVENT_READ and _is_open(sock):
+        # What could be read when it was silenced meanwhile would arrive with a hole before it.
+        if events & selectors.EVENT_READ and _is_open(sock) and not self.silent:
             self._receive(sock)
 
     def cut(self, how: How) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -882,6 +883,15 @@ END $$ LANGUAGE plpgsql; GRANT ALL ON FUNCTION app.wait() TO app
 """
 
 
+def wait_until_asleep(server: PostgreSQL) -> None:
+    """Until a statement of the app's sleeps."""
+    asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    until = time.monotonic() + 20
+    while not server.execute(asleep):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 class Sync:
     """A pool of connections."""
 
@@ -1148,8 +1158,11 @@ class TestAsyncDatabase(Async, Special, AdapterConformance):
 
         @rollback_safe
         async def endpoint() -> None:
-            with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(stage.execute("INSERT INTO things SELECT app.wait()"), 0.2)
+            insert = asyncio.ensure_future(stage.execute("INSERT INTO things SELECT app.wait()"))
+            await asyncio.to_thread(wait_until_asleep, stage.server)
+            insert.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await insert
             await stage.commit()
             stage.proxy.cut("reset", at=1)
             await stage.execute("SELECT 1")

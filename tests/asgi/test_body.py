@@ -520,3 +520,48 @@ async def test_disconnect_during_the_wait_with_a_half_read_body():
     await request(app, client, policy=patient())
     assert app.calls == 1
     assert client.sent == []
+
+
+async def test_task_that_spills_when_its_attempt_fails_takes_nothing():
+    """G5: a task that outlives its attempt, busy with the disk, takes no chunk from the replay."""
+    body = [b"a" * 10, b"b" * 10, b"c" * 10]
+
+    async def app(scope, receive, send):
+        if current_attempt().is_replay:
+            return await echo(scope, receive, send)
+        await receive()
+        tasks.start_soon(receive)
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        raise lost()
+
+    client = Client("PUT", body=body)
+    async with anyio.create_task_group() as tasks:
+        await request(app, client, policy=policy(body_memory=5))
+    assert client.body == b"".join(body)
+
+
+async def test_task_that_reads_on_after_a_replay_is_told_that_it_is_over():
+    """G2: what reads the body after the exchange gets its end, not empty chunks for ever."""
+    heard = []
+
+    async def read_on(receive):
+        await over.wait()
+        for _ in range(3):  # more would be many too many
+            message = await receive()
+            heard.append(message["type"])
+            if message["type"] == "http.disconnect":
+                return
+
+    async def app(scope, receive, send):
+        if not current_attempt().is_replay:
+            await receive()
+            raise lost()
+        tasks.start_soon(read_on, receive)
+        await answer(send)
+
+    client, over = Client("PUT", body=[b"a", b"b"]), anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        await request(app, client)
+        over.set()
+    assert heard == ["http.disconnect"]

@@ -4,6 +4,7 @@ import anyio
 import pytest
 
 from retrymw import DisconnectionError, current_attempt
+from retrymw.asgi import RetryMiddleware
 
 from .helpers import Client, Flaky, NotOurs, answer, lost, middleware, plain, policy, request
 
@@ -502,3 +503,20 @@ async def test_app_that_waits_for_the_end_of_its_trailers():
     with anyio.fail_after(5):
         client = await request(app, policy=policy(hold="until-return"))
     assert client.kinds == ["start", "body", "trailers"]
+
+
+async def test_asking_whether_the_client_has_left_leaves_nothing():
+    """G2: an app that asks again and again, as ``is_disconnected()`` does, fills no memory."""
+    held = []
+
+    async def app(scope, receive, send):
+        await receive()
+        for _ in range(3):
+            with anyio.CancelScope() as asking:
+                asking.cancel()
+                await receive()
+        held.append(receive.__self__._waiting)
+        await answer(send)
+
+    await Client().call(RetryMiddleware(app))
+    assert held == [set()]

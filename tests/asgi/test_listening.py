@@ -95,3 +95,35 @@ async def test_error_of_the_server_is_raised():
 
     with pytest.raises(OSError, match="the server is broken"):
         await request(Flaky(lost()), Client("PUT"), broken)
+
+
+async def test_client_that_left_while_a_replay_ran_is_noticed():
+    """G6: a server that says only once that the client has left says it to the next wait."""
+    say, said = anyio.create_memory_object_stream(2)
+    say.send_nowait(piece(b"", more_body=False))
+
+    async def leave(scope, receive, send):
+        if current_attempt().is_replay:
+            say.send_nowait({"type": "http.disconnect"})
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+
+    app, client = Flaky(*[lost()] * 4, first=leave), Client()
+    await request(app, client, said.receive)
+    assert app.calls == 2
+    assert client.sent == []
+    say.close()
+    said.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+async def test_base_exception_of_the_server_is_raised(error):
+    """G6: what is no `Exception` passes from the server too, the same object, in no group."""
+    error = error()
+
+    async def broken():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await request(Flaky(lost()), Client("PUT"), broken)
+    assert caught.value is error

@@ -419,3 +419,41 @@ async def test_server_that_repeats_itself_keeps_nobody_busy():
     await client.call(served, outer=plain, receive=receive)
     assert client.status == 200
     assert len(asked) < 10
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Stop, NotOurs])
+async def test_cancellation_hides_nothing_that_a_replay_raises(error):
+    """G6, G7: what a replay raises passes, the same object, though a scope around is cancelled."""
+    error = error()
+
+    async def fail(scope, receive, send):
+        cancel.cancel()
+        raise error
+
+    with pytest.raises(type(error)) as caught, anyio.CancelScope() as cancel:
+        await request(Flaky(lost(), then=fail), Client(body=[b""]))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio's own state is corrupt after this
+async def test_scope_that_a_replay_leaves_open_harms_no_response():
+    """G5: a generator that a replay leaves within a cancel scope raises nothing, as without us."""
+
+    async def rows():
+        with anyio.CancelScope():
+            yield
+            yield
+
+    async def leave(scope, receive, send):
+        left.append(rows())
+        await anext(left[0])
+        await answer(send)
+
+    left = []
+
+    async def call():
+        client.result = await request(Flaky(lost(), then=leave), client)
+
+    client = Client()
+    await asyncio.create_task(call())
+    assert client.status == 200

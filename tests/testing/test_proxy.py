@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import struct
 import threading
@@ -244,6 +245,24 @@ def test_blackhole(database: Database) -> None:
         assert outcome
     until(lambda: database.server.connection_count() == 0)
     assert database.proxy.connections == 0
+
+
+def test_blackhole_has_no_hole() -> None:
+    """What the proxy was about to read when the connection was silenced arrives neither."""
+    with ExitStack() as closing:
+        listener = closing.enter_context(socket.create_server(("127.0.0.1", 0)))
+        proxy = closing.enter_context(FaultProxy(listener.getsockname()))
+        address = ("127.0.0.1", proxy.port)
+        client = closing.enter_context(socket.create_connection(address, 5))
+        server = closing.enter_context(listener.accept()[0])
+        server.sendall(b"before")
+        assert client.recv(6) == b"before"
+        [relay] = proxy._relays
+        proxy.cut_all("blackhole")
+        server.sendall(b"after")
+        # As it does when select() has returned before the cut.
+        relay.handle(relay._upstream, selectors.EVENT_READ)
+        assert relay._unsent[relay._client] == b""
 
 
 def test_blackhole_at_connect(database: Database) -> None:

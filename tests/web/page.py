@@ -47,7 +47,9 @@ _EXPLAINED: Final = {
         "The server calls the app when it has the whole body: until then no client is waiting for "
         "a replay, and one that leaves is nothing to the app."
     ),
-    "all of it in memory": "The server takes what the app makes faster than the client reads.",
+    "yes or all of it in memory": (
+        "The server takes what the app makes as fast as it comes, though the client may be slower."
+    ),
     "the connection is cut": "The server ends at once, and cuts its connections.",
     "yes or the connection is cut": "The server may cut the connection before the answer is out.",
     "the connection can't be used again": (
