@@ -20,6 +20,12 @@ __all__ = ["main"]
 _COMMANDS: Final = ("check", "doctor", "explain", "wait")
 
 
+class _Unusable(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say why."""
+        raise click.UsageError(f"{self.help}.")
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names."""
@@ -29,7 +35,12 @@ class _Commands(click.Group):
         """The command with a name, None if there is none."""
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"retrymw.commands.{cmd_name}")
+        try:
+            module = importlib.import_module(f"retrymw.commands.{cmd_name}")
+        except ImportError as error:  # click comes with many frameworks, SQLAlchemy 2 with few
+            if str(error.name).partition(".")[0] != "sqlalchemy":
+                raise
+            return _Unusable(cmd_name, help="Needs SQLAlchemy 2: pip install 'retrymw[cli]'")
         command: click.Command = getattr(module, cmd_name)
         return command
 

@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, ParamSpec, TypeVar, get_args, overload
+from typing import Any, Final, Literal, TypeVar, get_args, overload
 
 import tenacity
 from tenacity.stop import stop_base
@@ -20,12 +20,11 @@ from tenacity.wait import wait_base
 from retrymw._context import is_inside, running
 from retrymw._core.failure import Failure
 from retrymw._core.policy import check_strategy, is_async
+from retrymw._half_opened import is_pool, open_pool
 from retrymw.classify import classify, translate
 
 __all__ = ["ConnectPolicy", "ConnectWait", "Mode", "connecting"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Connect = TypeVar("Connect", bound=Callable[..., Any])
 
 Mode = Literal["block", "fail-fast"]
@@ -125,7 +124,7 @@ def connecting(
         connect: opens a connection or a pool.
         mode: ``"block"`` or ``"fail-fast"``.
         policy: how to wait, and for how long; None for ``ConnectPolicy()``.
-        on_wait: is called before each wait, with a :class:`ConnectWait`.
+        on_wait: is called before each wait, with a :class:`ConnectWait`; an error in it is logged.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
@@ -146,8 +145,14 @@ def connecting(
             f"connecting() was given connect={connect!r}; allowed: a function that connects, such "
             "as pymysql.connect"
         )
+    written = inspect.unwrap(connect)
+    if inspect.isgeneratorfunction(written) or inspect.isasyncgenfunction(written):
+        raise TypeError(
+            f"connecting() was given connect={connect!r}, which opens nothing until it is entered; "
+            "allowed: a function that connects, such as pymysql.connect or engine.connect"
+        )
     door = _Door(connect, mode, policy or ConnectPolicy(), on_wait)
-    once = functools.partial(_open_pool, connect) if _is_pool_of_aiomysql(connect) else connect
+    once = functools.partial(open_pool, connect) if is_pool(connect) else connect
     if is_async(connect):
 
         @functools.wraps(connect)
@@ -173,8 +178,10 @@ class _Door:
         policy: ConnectPolicy,
         on_wait: Callable[[ConnectWait], object] | None,
     ) -> None:
-        package = str(getattr(connect, "__module__", "")).partition(".")[0]
-        self._name = f"{package}.{getattr(connect, '__qualname__', repr(connect))}"
+        named: Any = connect.func if isinstance(connect, functools.partial) else connect
+        if not hasattr(named, "__qualname__"):  # not its repr: there may be a password in it
+            named = type(named)
+        self._name = f"{str(named.__module__).partition('.')[0]}.{named.__qualname__}"
         self._blocks = mode == "block"
         self._policy = policy
         self._on_wait = on_wait
@@ -249,7 +256,10 @@ class _Door:
             extra={"retrymw": told},
         )
         if self._on_wait is not None:
-            self._on_wait(told)
+            try:
+                self._on_wait(told)
+            except Exception:  # it observes, and must not hide the failure (G7)
+                _logger.exception("on_wait %r raised", self._on_wait)
 
 
 class _Opening:
@@ -265,21 +275,26 @@ class _Opening:
         self._door = door
         self._connect = connect
         self._first = first
-        self._handle: Any = None
+        self._entered: Any = None
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._door.wait_for(self._next).__await__()
 
     async def __aenter__(self) -> Any:
-        self._handle = await self
-        return await self._handle.__aenter__()
+        return await self._door.wait_for(self._enter)
 
     async def __aexit__(self, *exc_info: object) -> Any:
-        return await self._handle.__aexit__(*exc_info)
+        return await self._entered.__aexit__(*exc_info)
 
     def _next(self) -> Any:
         first, self._first = self._first, None
         return self._connect() if first is None else first
+
+    async def _enter(self) -> Any:
+        # What the driver returned knows how it is to be left: a pool's connection goes back to it.
+        opening = self._next()
+        self._entered = opening if hasattr(opening, "__aenter__") else await opening
+        return await self._entered.__aenter__()
 
 
 def _failure(exc: BaseException | None) -> Failure | None:
@@ -300,35 +315,3 @@ def _longest(stop: object) -> float | None:
         told = [seconds for part in stop.stops if (seconds := _longest(part)) is not None]
         return min(told, default=None)
     return None
-
-
-def _is_pool_of_aiomysql(connect: Callable[..., Any]) -> bool:
-    """Whether it is one that leaves connections open when it can't open as many as it should."""
-    modules = ("aiomysql.pool", "asyncmy.pool")
-    return (
-        getattr(connect, "__module__", None) in modules
-        and getattr(connect, "__name__", None) == "create_pool"
-    )
-
-
-async def _open_pool(create_pool: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """``create_pool(…)``, which closes what it has opened when the database lets no more in."""
-    given = inspect.signature(create_pool).bind(*args, **kwargs)
-    given.apply_defaults()
-    least, most = given.arguments["minsize"], given.arguments["maxsize"]
-    if not 0 < least <= (most or least):
-        return await create_pool(*args, **kwargs)  # which knows what is wrong, or opens none
-    given.arguments["minsize"] = 0
-    pool = await create_pool(*given.args, **given.kwargs)
-    try:
-        opened: list[Any] = []
-        while len(opened) < least:
-            opened.append(await pool.acquire())
-        for connection in opened:
-            await pool.release(connection)
-    except BaseException:
-        pool.terminate()
-        await pool.wait_closed()
-        raise
-    pool._minsize = least
-    return pool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import inspect
 import logging
@@ -31,6 +32,7 @@ import pymysql
 import pytest
 import sqlalchemy
 import tenacity
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from retrymw import (
     DisconnectionError,
@@ -235,14 +237,20 @@ def _error(connect: Callable[..., Any], arguments: dict[str, Any]) -> Exception:
 # Pools, layers, and other ways to say it.
 
 
+@pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("name", ["aiomysql pool", "asyncmy pool", "asyncpg pool"])
-def test_half_opened_pool_is_closed(name: str, request: pytest.FixtureRequest) -> None:
+def test_half_opened_pool_is_closed(
+    name: str, partial: bool, request: pytest.FixtureRequest
+) -> None:
     """A pool that can't open all that it should leaves none open while it waits."""
     driver = DRIVERS[name]
     server: Server = request.getfixturevalue(driver.server)
     least = "min_size" if driver.server == "postgresql" else "minsize"
     arguments = driver.arguments(server) | {least: 5}
     once = ConnectPolicy(stop=tenacity.stop_after_attempt(1))
+    create: Any = driver.connect
+    if partial:
+        create, arguments = functools.partial(create, **arguments), {}
 
     def wait_until_closed() -> None:
         for attempt in tenacity.Retrying(
@@ -252,11 +260,12 @@ def test_half_opened_pool_is_closed(name: str, request: pytest.FixtureRequest) -
                 assert server.connection_count() == held
 
     async def play() -> tuple[int, int]:
-        with pytest.raises(Exception, match=r"[Tt]oo many|remaining connection slots"):
-            await connecting(driver.connect, policy=once)(**arguments)
+        with pytest.raises(Exception, match=r"[Tt]oo many|remaining connection slots") as info:
+            await connecting(create, policy=once)(**arguments)
         await asyncio.to_thread(wait_until_closed)
+        del info  # a wait keeps the exception, and so its frames
         others.close()
-        pool = await connecting(driver.connect, policy=QUICK)(**arguments)
+        pool = await connecting(create, policy=QUICK)(**arguments)
         try:
             if driver.server == "postgresql":
                 return pool.get_min_size(), pool.get_idle_size()
@@ -304,6 +313,42 @@ def test_async_with(mariadb: Server, connect: Any) -> None:
 
     asyncio.run(play())
     mariadb.kill_connections()  # waits for those that are being closed
+
+
+def test_async_with_what_is_not_closed_but_given_back(mariadb: Server) -> None:
+    """G8: a pool's or an engine's connection goes back to it, also one that was waited for."""
+    arguments = DRIVERS["aiomysql pool"].arguments(mariadb)
+    url = sqlalchemy.make_url(mariadb.url).set(drivername="mysql+aiomysql")
+
+    async def play() -> None:
+        engine = create_async_engine(url)
+        waits = Waits(2, others.close)
+        async with connecting(engine.connect, policy=QUICK, on_wait=waits)() as connection:
+            assert await connection.scalar(sqlalchemy.text("SELECT 1")) == 1
+        assert len(waits) >= 2
+        assert engine.pool.checkedout() == 0
+        await engine.dispose()
+        async with aiomysql.create_pool(**arguments) as pool:
+            async with connecting(pool.acquire)():
+                assert pool.freesize == pool.size - 1
+            assert pool.freesize == pool.size
+
+    with ExitStack() as others:
+        others.enter_context(mariadb.fill())
+        asyncio.run(play())
+
+
+def test_async_with_of_asyncpg(postgresql: Server) -> None:
+    """asyncpg's pool, and a connection of it, which has no `async with` of its own."""
+    arguments = DRIVERS["asyncpg pool"].arguments(postgresql)
+
+    async def play() -> None:
+        async with connecting(asyncpg.create_pool)(**arguments) as pool:
+            async with connecting(pool.acquire)() as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+            assert pool.get_idle_size() == pool.get_size()
+
+    asyncio.run(play())
 
 
 def test_engine(mariadb: Server) -> None:
@@ -400,6 +445,37 @@ def test_each_wait_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert "next in 0.01 s, 60 s left" in message
 
 
+@dataclass
+class Configured:
+    """Connects with what it was told."""
+
+    password: str
+
+    def __call__(self) -> Any:
+        return pymysql.connect(host="127.0.0.1", port=1, password=self.password)
+
+
+@pytest.mark.parametrize(
+    ("connect", "name"),
+    [
+        (
+            functools.partial(pymysql.connect, host="127.0.0.1", port=1, password="s3cret"),
+            "pymysql.Connection",
+        ),
+        (Configured("s3cret"), "tests.Configured"),
+    ],
+)
+def test_arguments_are_not_logged(
+    connect: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a partial or an object was given, such as a password, stays out of the log."""
+    policy = ConnectPolicy(wait=tenacity.wait_none(), stop=tenacity.stop_after_attempt(2))
+    with pytest.raises(pymysql.OperationalError):
+        connecting(connect, policy=policy)()
+    assert caplog.messages[0].startswith(f"{name}: attempt 1")
+    assert "s3cret" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("stop", "told"),
     [
@@ -416,6 +492,18 @@ def test_time_left_where_the_strategy_tells(stop: Any, told: bool) -> None:
     policy = ConnectPolicy(wait=tenacity.wait_none(), stop=stop)
     assert connecting(flaky(1), policy=policy, on_wait=waits)() == "connection"
     assert (waits[0].left is not None) is told
+
+
+def test_error_in_the_hook(caplog: pytest.LogCaptureFixture) -> None:
+    """G7: it is logged, and neither ends the wait nor takes the failure's place."""
+
+    def broken(wait: ConnectWait) -> None:
+        raise ZeroDivisionError
+
+    assert connecting(flaky(1), policy=QUICK, on_wait=broken)() == "connection"
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [
+        ZeroDivisionError
+    ]
 
 
 def test_last_wait_is_cut_short() -> None:
@@ -547,6 +635,16 @@ def test_request_does_not_wait_under_asgi() -> None:
         ({"policy": RetryPolicy()}, TypeError, "allowed: a ConnectPolicy"),
         ({"on_wait": 1}, TypeError, "on_wait=1"),
         ({"connect": 1}, TypeError, "such as pymysql.connect"),
+        (
+            {"connect": sqlalchemy.create_engine("sqlite://").begin},
+            TypeError,
+            "opens nothing until it is entered",
+        ),
+        (
+            {"connect": create_async_engine("sqlite+aiosqlite://").begin},
+            TypeError,
+            "opens nothing until it is entered",
+        ),
     ],
 )
 def test_wrong_argument(wrong: Any, error: Any, told: str) -> None:

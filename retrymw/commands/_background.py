@@ -52,7 +52,10 @@ def _begin(work: Callable[[], T]) -> Future[T]:
         try:
             future.set_result(work())
         except BaseException as exc:  # noqa: BLE001  # whoever waits for it is to decide
-            future.set_exception(exc)
+            # Without this frame: who raised it is read off the traceback, and that was not us.
+            future.set_exception(
+                exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
+            )
 
     threading.Thread(target=run, daemon=True).start()
     return future

@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 from retrymw.classify import Failure
 from retrymw.commands._background import Executor, within
 
-__all__ = ["Database", "NoEntryError", "attempt_timeout", "database_url", "in_words"]
+__all__ = ["Database", "NoEntryError", "Seconds", "attempt_timeout", "database_url", "in_words"]
 
 T = TypeVar("T")
 
@@ -117,9 +117,23 @@ database_url: Final = click.argument(
     "url", type=_URL(), envvar="DATABASE_URL", metavar="[URL]", required=True
 )
 
+
+class Seconds(click.FloatRange):
+    """A number of seconds; ``inf`` and ``nan`` are none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number."""
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
 attempt_timeout: Final = click.option(
     "--attempt-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=5.0,
     show_default=True,
     metavar="SECONDS",

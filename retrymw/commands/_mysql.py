@@ -71,7 +71,14 @@ def _told(counters: Mapping[str, int], most: int, hidden: int) -> Iterator[Findi
     """What the counters say, and what they don't."""
     peak, refused = counters["Max_used_connections"], counters["Connection_errors_max_connections"]
     since = f"since the server started ({timedelta(seconds=counters['Uptime'])} ago)"
-    if peak >= most or refused:
+    if refused and peak < most:
+        yield Finding(
+            "notice",
+            f"{refused} connections were refused {since} because there were too many "
+            "(Connection_errors_max_connections).",
+            f"max_connections was lower then: it is {most}, Max_used_connections {peak}.",
+        )
+    elif peak >= most:
         yield Finding(
             "warning",
             f"All connections were in use at once {since}: max_connections is {most}, "

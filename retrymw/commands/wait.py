@@ -20,6 +20,7 @@ from retrymw.classify import Failure, classify
 from retrymw.commands._database import (
     Database,
     NoEntryError,
+    Seconds,
     attempt_timeout,
     database_url,
     in_words,
@@ -54,7 +55,7 @@ class _BeforeCommand(click.Command):
 @database_url
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -220,8 +221,9 @@ def _become(command: list[str]) -> NoReturn:
     """Be the command from now on: its signals and its exit status are ours."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and would pass that on
+    for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and would pass that on
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
     try:
         os.execvp(command[0], command)  # noqa: S606  # the user's own command, without a shell
     except OSError as error:

@@ -231,6 +231,22 @@ class TestMariaDB:
         assert told["report"]["facts"]["Connection_errors_max_connections"] >= 1
         assert "counts 0 refusals" not in finding(told, "were in use at once")["why"]
 
+    def test_refusals_before_the_limit_was_raised(self, fresh):
+        """Once there are more, that some were refused is past: worth a notice, status 0."""
+        with fresh.fill(), socket.create_connection((fresh.host, fresh.port), timeout=10) as extra:
+            assert extra.recv(1)  # it has the place that is kept for an administrator
+            with pytest.raises(pymysql.OperationalError):
+                pymysql.connect(**fresh.connect_args())
+        fresh.execute(f"SET GLOBAL max_connections = {10 * LIMIT}")
+        try:
+            told = ask(fresh)
+        finally:
+            fresh.execute(f"SET GLOBAL max_connections = {LIMIT}")
+        assert all(one["severity"] != "warning" for one in told["findings"])
+        assert is_silent(told, "were in use at once")
+        refused = finding(told, "were refused", "notice")
+        assert f"max_connections was lower then: it is {10 * LIMIT}" in refused["why"]
+
     def test_aborted_connects(self, fresh):
         """Connects that came to nothing are told of, with what they may have been."""
         assert is_silent(ask(fresh), "came to nothing")

@@ -70,6 +70,12 @@ class TestAnswers:
         assert result.exit_code == 1
         assert re.search(r"within 0.3 s \(\d+ attempts?\): not there yet: ", result.stderr)
 
+    def test_name_is_not_known(self, driver):
+        """A name that is not known yet, as of a container that is not started, is waited for."""
+        result = ask(f"{driver}://app:app@no-such-host.invalid/app", "--timeout", "0.3")
+        assert result.exit_code == 1, result.output
+        assert re.search(r"within 0.3 s \(\d+ attempts?\): not there yet: ", result.stderr)
+
     def test_wrong_password(self, server, driver):
         """A wrong password ends the wait at once, with status 2."""
         result = ask(url_of(server, driver, password="wrong"))
@@ -138,6 +144,14 @@ class TestAnswers:
         assert CliRunner().invoke(wait, env={"DATABASE_URL": url}).exit_code == 0
         environment = os.environ | {"DATABASE_URL": url}
         assert done("wait", "--", "sh", "-c", "exit 7", env=environment).returncode == 7
+
+    @pytest.mark.parametrize("option", ["--timeout", "--attempt-timeout"])
+    @pytest.mark.parametrize("seconds", ["inf", "nan"])
+    def test_no_number_of_seconds(self, option, seconds):
+        """Neither is one: nan would never be over."""
+        result = ask(NOWHERE, option, seconds)
+        assert result.exit_code == 2
+        assert f"{seconds} is not a number of seconds" in result.output
 
     def test_help(self):
         """The help says what the statuses mean, and how a command is written."""
@@ -235,7 +249,9 @@ class TestCommand:
     def test_has_the_signals_of_a_fresh_process(self, mariadb):
         """What Python ignores, the command does not: a broken pipe ends it."""
         result = done("wait", url_of(mariadb, PYMYSQL), "--", "grep", "SigIgn", "/proc/self/status")
-        assert int(result.stdout.split()[1], 16) & 1 << (signal.SIGPIPE - 1) == 0
+        ignored = int(result.stdout.split()[1], 16)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            assert ignored & 1 << (number - 1) == 0
 
     def test_is_not_run_without_a_database(self, tmp_path):
         """No database, no command."""
