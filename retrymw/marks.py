@@ -62,7 +62,8 @@ def read_mark(endpoint: object, method: str) -> Mark | None:
 
     Looks at the endpoint, at what it wraps (``__wrapped__``, ``func`` of ``functools.partial``,
     ``fn`` of Litestar's handlers), for a class or an instance of one at its function for
-    ``method``, and for Flask's class-based views at ``view_class``. The mark of a method goes
+    ``method``, for Flask's class-based views at ``view_class``, and for view sets of Django REST
+    framework at ``cls``, which has the method by the name in ``actions``. The mark of a method goes
     before the mark of its class.
     """
     owner: object = None
@@ -74,6 +75,13 @@ def read_mark(endpoint: object, method: str) -> Mark | None:
             view_class = type(view_class)  # an object with methods, or one that is called
         if isinstance(view_class, type):
             mark = _mark_in(view_class, method)
+            if mark is not None:
+                return mark
+        actions, view_set = getattr(endpoint, "actions", None), getattr(endpoint, "cls", None)
+        if isinstance(actions, dict) and isinstance(view_set, type):
+            action = actions.get(method.lower())
+            mark = read_mark(action and getattr(view_set, action, None), method)
+            mark = mark or getattr(view_set, _ATTRIBUTE, None)
             if mark is not None:
                 return mark
         mark = getattr(endpoint, _ATTRIBUTE, None)

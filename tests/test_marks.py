@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import tenacity
+from django.conf import settings
 
 from retrymw import idempotent, never_replay, rollback_safe
 from retrymw._core.policy import MarkKind
@@ -346,3 +347,22 @@ def test_attributes_of_a_class_are_not_what_it_wraps():
     """G3: a class-based endpoint may have a marked function of that name among its own."""
     view = type("View", (), {"get": endpoint(), "fn": idempotent(endpoint())})
     assert kind_of(view, "POST") is None
+
+
+def test_view_set_of_django_rest_framework():
+    """G3: a view set has its methods by other names; their marks go before that of the class."""
+    if not settings.configured:
+        settings.configure()
+    from rest_framework.viewsets import ViewSet
+
+    @idempotent
+    class Orders(ViewSet):
+        @rollback_safe
+        def create(self, request): ...
+
+        def destroy(self, request): ...
+
+    view = Orders.as_view({"post": "create", "delete": "destroy"})
+    assert read_mark(view, "POST").kind is MarkKind.ROLLBACK_SAFE
+    assert read_mark(view, "DELETE").kind is MarkKind.IDEMPOTENT
+    assert read_mark(view, "PATCH").kind is MarkKind.IDEMPOTENT

@@ -22,6 +22,9 @@ __all__ = ["Checked", "Code", "Finding", "Middleware", "Route", "check"]
 # Of an endpoint that takes any; and the order in which methods are shown.
 _METHODS: Final = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH")
 
+# These raise what the others make responses of, so they have no integration.
+_SEEN_THROUGH: Final = ("Starlette", "FastAPI")
+
 _WHY: Final = {
     Row.SAFE: "a safe method",
     Row.REPEATABLE: "no mark, and the method is one of the policy's",
@@ -59,7 +62,7 @@ def check(app: Any) -> Checked:
             continue
         for prefix, retry in found.place.retries:
             shells.setdefault(retry, _middleware(prefix, retry))
-        if len(found.place.retries) > 1:
+        if _is_nested(found):
             findings[_nested(found.place)] = None
         if isinstance(found, Unseen):
             unseen.append(f"{found.place.prefix or '/'} ({name_of(found.app)})")
@@ -70,7 +73,8 @@ def check(app: Any) -> Checked:
         if not found.place.retries:
             bare.append(found)
     if bare or not shells:
-        findings = {_no_middleware(bare if shells else []): None, **findings}
+        finding = _no_middleware(bare if shells else [], unseen)
+        findings = {finding: None, **findings}
     return Checked(
         tuple(frameworks), tuple(shells.values()), tuple(routes), tuple(findings), tuple(unseen)
     )
@@ -183,21 +187,30 @@ def _of_endpoint(endpoint: Endpoint) -> Iterator[Finding]:
         )
 
 
+def _is_nested(found: Endpoint | Unseen) -> bool:
+    """Whether there is a ``RetryMiddleware`` too many; a mounted app needs its integration."""
+    prefixes = [prefix for prefix, _ in found.place.retries]
+    if isinstance(found, Endpoint) and found.framework not in _SEEN_THROUGH and not found.missing:
+        return len(prefixes) > 2 or len(prefixes) > len(set(prefixes))
+    return len(prefixes) > 1
+
+
 def _nested(place: Place) -> Finding:
     return Finding(
         "nested",
         place.prefix or "/",
         f"{len(place.retries)} RetryMiddleware are around it, and only the outermost acts",
-        "Remove the others",
+        "Keep one, and where the framework has an integration, that one",
     )
 
 
-def _no_middleware(bare: list[Endpoint]) -> Finding:
+def _no_middleware(bare: list[Endpoint], unseen: list[str]) -> Finding:
     if not bare:
         return Finding(
             "no-middleware",
             "/",
-            "no RetryMiddleware was found, so nothing is replayed",
+            "no RetryMiddleware was found, so nothing is replayed"
+            + (", unless there is one in what can't be seen" if unseen else ""),
             "Add it, as the how-to of your framework says",
         )
     paths = list(dict.fromkeys(endpoint.path for endpoint in bare))

@@ -56,6 +56,10 @@ def _methods(view: Any) -> Collection[str] | None:
         names = view_class.http_method_names
         takes = {name.upper() for name in names if hasattr(view_class, name)}
         return takes | ({"HEAD"} if "GET" in takes else set())
+    actions = getattr(view, "actions", None)  # of a view set of Django REST framework
+    if isinstance(actions, dict):
+        takes = {method.upper() for method in actions}
+        return takes | ({"HEAD"} if "GET" in takes else set()) | {"OPTIONS"}
     for _ in range(_MOST_DECORATORS):
         # What require_http_methods() was given, and require_POST and their like by it.
         methods = closed_over(view).get("request_method_list")

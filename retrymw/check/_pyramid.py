@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Collection, Iterator
 from types import MethodType
 from typing import Any
@@ -37,6 +39,11 @@ def look(app: Any, place: Place) -> Iterator[Found]:
         route = introspector.get("routes", view["route_name"]) if view["route_name"] else None
         path = route["pattern"] if route is not None else f"*/{view['name']}"
         endpoint = _endpoint(view["callable"], view["attr"])
+        if execution is not None and view["decorator"] is not None:  # it may be a mark
+            sought = (view["callable"], view["attr"], view["decorator"])
+            for *known, derived in execution.endpoints:
+                if all(map(operator.is_, known, sought)):
+                    endpoint = functools.update_wrapper(functools.partial(endpoint), derived)
         yield Endpoint(
             place,
             place.path(path),

@@ -173,6 +173,9 @@ def inner(app: Any) -> Any:
         return app.func
     if inspect.isclass(app):
         return None
+    protocols = getattr(app, "application_mapping", None)  # of Channels' ProtocolTypeRouter
+    if isinstance(protocols, dict):
+        return protocols.get("http")
     # A function that is middleware has its app in the function that made it.
     holds = closed_over(app)
     for name in _INNER:

@@ -53,7 +53,7 @@ def check(
     loaded = _load(app, factory=factory)
     try:
         checked = check_app(loaded)
-    except TypeError as error:
+    except Exception as error:  # the app's own as well: Django imports its URLs only now
         raise _broken(f"{app!r} can't be checked") from error
     findings = tuple(finding for finding in checked.findings if finding.code not in ignore)
     checked = replace(checked, findings=findings)
@@ -76,7 +76,7 @@ def _load(target: str, *, factory: bool) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _broken(f"{module_name!r} can't be imported") from error
         raise AppError(f"there is no module {error.name!r}; is --app-dir right?") from error
-    except Exception as error:  # the app's own; it is shown
+    except (Exception, SystemExit) as error:  # the app's own; it is shown
         raise _broken(f"{module_name!r} can't be imported") from error
     try:
         node = ast.parse(expression, mode="eval").body
@@ -98,7 +98,7 @@ def _load(target: str, *, factory: bool) -> Any:
         return app
     try:
         return app(*args, **more)
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         raise _broken(f"{name}() can't make the app") from error
 
 

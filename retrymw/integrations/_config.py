@@ -46,7 +46,7 @@ def read_config(config: Mapping[str, Any], policy: Any) -> tuple[bool, Any]:
         elif key in _FIELDS:
             changes[_FIELDS[key].name] = _parsed(value, _FIELDS[key].default)
         else:
-            raise ValueError(_unknown(key, value))
+            raise ValueError(_unknown(key))
     if policy is None:
         policy = RetryPolicy()
     elif not isinstance(policy, RetryPolicy):
@@ -68,12 +68,13 @@ def _parsed(value: Any, default: Any) -> Any:
         return value
 
 
-def _unknown(key: str, value: Any) -> str:
+def _unknown(key: str) -> str:
+    """Its value is not told: it may be somebody else's, and a secret."""
     allowed = sorted((*_FIELDS, _ENABLED))
     names = [known.removeprefix(_PREFIX) for known in allowed]
     near = [_PREFIX + name for name in difflib.get_close_matches(key.removeprefix(_PREFIX), names)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{key} is {value!r}, but there is no such key; {hint}allowed: {', '.join(allowed)}"
+    return f"{key} is set, but there is no such key; {hint}allowed: {', '.join(allowed)}"
 
 
 def _retold(message: str) -> str:

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from bottle import Bottle, HTTPResponse  # type: ignore[import-untyped]  # no types
+from bottle import Bottle, HTTPResponse, request  # type: ignore[import-untyped]  # no types
 
 from retrymw._core.policy import RetryPolicy
-from retrymw.integrations._inside import saw
+from retrymw.integrations._inside import routed, saw
 from retrymw.typing import Environ, Hook
 from retrymw.wsgi import RetryMiddleware
 
@@ -54,6 +54,8 @@ def Retry(
 
 
 def _see_and_cast(cast: Callable[..., Any], out: Any, *args: Any) -> Any:
+    # For a shell that is not ours: the app may be mounted in one of another framework.
+    routed(_find_callback(request.environ), request.environ)
     if isinstance(out, HTTPResponse):  # raised or returned: Bottle has it as an answer either way
         saw(out)
         saw(getattr(out, "exception", None))

@@ -87,7 +87,7 @@ def Retry(app: Any, **options: Any) -> Any:
 
 def _route(resolve: Callable[[Any], Any], request: Any) -> Any:
     match = resolve(request)
-    routed(match.func)
+    routed(match.func, request.scope if hasattr(request, "scope") else request.environ)
     return match
 
 

@@ -79,7 +79,7 @@ class _Watched:
 
     def _get_responder(self, req: Any) -> Any:
         found = super()._get_responder(req)  # type: ignore[misc]
-        routed(found[0])
+        routed(found[0], req.scope if hasattr(req, "scope") else req.env)
         return found
 
     def _handle_exception(self, req: Any, resp: Any, ex: Exception, *args: Any, **more: Any) -> Any:

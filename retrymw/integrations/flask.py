@@ -104,4 +104,4 @@ def _saw(sender: Flask, *, exception: BaseException, **_: Any) -> None:
 
 def _routed(sender: Flask, **_: Any) -> None:
     if request.endpoint is not None:
-        routed(sender.view_functions.get(request.endpoint))
+        routed(sender.view_functions.get(request.endpoint), request.environ)

@@ -69,9 +69,14 @@ def Retry(
 
 
 class _Execution:
-    """What Pyramid asks for a response, and calls it with the environ and ``start_response``."""
+    """What Pyramid asks for a response, and calls it with the environ and ``start_response``.
+
+    Attributes:
+        endpoints: for the check: each view, its ``attr`` and ``decorator``, and where its mark is.
+    """
 
     def __init__(self, **options: Any) -> None:
+        self.endpoints: list[tuple[Any, str | None, Any, object]] = []
         self._middleware = RetryMiddleware(self._attempt, find_endpoint=not_routed, **options)
         self._router: Any = None
 
@@ -113,7 +118,9 @@ def _derive(view: Callable[..., Any], info: Any) -> Callable[..., Any]:
     """A view deriver, for the outermost, which is called once the predicates hold."""
     if info.exception_only:
         return view
-    endpoint = _endpoint(view, info.original_view, info.options.get("attr"))
+    attr, decorator = info.options.get("attr"), info.options.get("decorator")
+    endpoint = _endpoint(view, info.original_view, attr)
+    info.registry["retrymw"].endpoints.append((info.original_view, attr, decorator, endpoint))
 
     def view_of_retrymw(context: Any, request: Any) -> Any:
         routed(endpoint, request.environ)  # a subrequest's view is not the exchange's

@@ -90,4 +90,4 @@ async def _saw(sender: Quart, *, exception: BaseException, **_: Any) -> None:
 
 async def _routed(sender: Quart, **_: Any) -> None:
     if request.endpoint is not None:
-        routed(sender.view_functions.get(request.endpoint))
+        routed(sender.view_functions.get(request.endpoint), request.scope)

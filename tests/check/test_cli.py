@@ -89,10 +89,11 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "shop_of_the_check.py").write_text(SHOP)
     (tmp_path / "needs_something.py").write_text("import there_is_no_such_module")
     (tmp_path / "fails.py").write_text("1 / 0")
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit('set SECRET_KEY')")
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    for name in ("shop_of_the_check", "shop", "needs_something", "fails"):
-        sys.modules.pop(name, None)
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture
@@ -200,6 +201,7 @@ def test_factory(run, arguments):
         ("shop_of_the_check:wrong()", "policy is 'often'; allowed: a RetryPolicy"),
         ("needs_something:app", "ModuleNotFoundError: No module named 'there_is_no_such_module'"),
         ("fails:app", "ZeroDivisionError"),
+        ("leaves:app", "SystemExit: set SECRET_KEY"),
     ],
 )
 def test_app_that_can_not_be_checked(run, app, message):
@@ -220,6 +222,22 @@ def retrymw(folder, *arguments, **environment):
         timeout=60,
         check=False,
     )
+
+
+def test_django_urls_that_can_not_be_imported(tmp_path):
+    """Django imports its URLs when it is asked for its routes: what fails then is no finding."""
+    (tmp_path / "shop.py").write_text(
+        "from django.conf import settings\n"
+        "from django.core.wsgi import get_wsgi_application\n"
+        "from retrymw.integrations.django import Retry\n"
+        "settings.configure(ROOT_URLCONF='shop_urls')\n"
+        "application = Retry(get_wsgi_application())\n"
+    )
+    (tmp_path / "shop_urls.py").write_text("import there_is_no_such_module")
+    result = retrymw(tmp_path, "check", "shop:application")
+    assert "Error: 'shop:application' can't be checked" in result.stderr
+    assert "No module named 'there_is_no_such_module'" in result.stderr
+    assert result.returncode == 2
 
 
 @pytest.mark.parametrize("name", ["starlette", "fastapi", "flask"])
@@ -247,6 +265,29 @@ def test_example_without_retrymw(tmp_path):
     assert done.returncode == 1
     assert "/: no-middleware: no RetryMiddleware was found" in done.stdout
     assert done.stdout.endswith("\n1 finding\n")
+
+
+def test_without_sqlalchemy():
+    """Without SQLAlchemy its commands say what to install; the others work, and so does --help."""
+    code = "import sys; sys.modules['sqlalchemy'] = None; import retrymw.cli; retrymw.cli.main()"
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    listed = run("--help")
+    assert listed.returncode == 0, listed.stderr
+    assert "check" in listed.stdout
+    assert run("explain", "1040").returncode == 0
+    for command in ("wait", "doctor"):
+        done = run(command, "--quiet", "mysql+pymysql://db/shop")
+        assert done.returncode == 2
+        assert "Needs SQLAlchemy 2: pip install 'retrymw[cli]'." in done.stderr
 
 
 def test_without_click(tmp_path):

@@ -225,6 +225,19 @@ def test_nested_middleware():
     ]
 
 
+@pytest.mark.parametrize("place", ["mounted", "around"])
+def test_integration_inside(place):
+    """An app that is mounted needs its integration; RetryMiddleware around it besides is nested."""
+    app = flask.Flask("shop", static_folder=None)
+    app.get("/")(view)
+    retrymw.integrations.flask.Retry(app)
+    if place == "mounted":
+        outer = shop(Mount("/in", WsgiToAsgi(app)), middleware=[Middleware(RetryMiddleware)])
+    else:
+        outer = RetryMiddleware(WsgiToAsgi(app))
+    assert codes(check(outer)) == {"mounted": [], "around": [("nested", "/")]}[place]
+
+
 def test_many_beside_each_other():
     """RetryMiddleware in two apps that are mounted side by side is nothing to warn of."""
     names = [f"/{letter}" for letter in "abcdefghij"]
@@ -232,6 +245,34 @@ def test_many_beside_each_other():
     checked = check(app)
     assert [found.prefix for found in checked.middleware] == names
     assert checked.findings == ()
+
+
+class ProtocolTypeRouter:
+    """As Channels has it."""
+
+    def __init__(self, application_mapping):
+        self.application_mapping = application_mapping
+
+    async def __call__(self, scope, receive, send): ...
+
+
+def test_protocols_of_channels():
+    """What Channels gives its HTTP requests is looked at, as the how-to of Django puts it."""
+    checked = check(ProtocolTypeRouter({"http": RetryMiddleware(shop()), "websocket": show}))
+    assert paths(checked) == paths(check(shop()))
+    assert (len(checked.middleware), checked.findings, checked.unseen) == (1, (), ())
+
+
+def test_middleware_that_may_be_in_what_can_not_be_seen():
+    """Where a part can't be seen the check does not say that nothing is replayed."""
+    parts = [RetryMiddleware(shop())]
+
+    async def router(scope, receive, send):
+        await parts[0](scope, receive, send)
+
+    [finding] = check(router).findings
+    assert finding.code == "no-middleware"
+    assert "unless there is one in what can't be seen" in finding.surprise
 
 
 @pytest.mark.parametrize("shell", [RetryMiddleware, retrymw.wsgi.RetryMiddleware])
@@ -349,6 +390,22 @@ def test_class_and_traversal_of_pyramid():
     assert [(str(route), route.mark.kind.value) for route in checked.routes] == [
         ("POST /*/edit", "rollback_safe")
     ]
+
+
+def test_mark_as_a_decorator_of_pyramid():
+    """A mark that is a view's decorator, or one of several, is seen on that view alone."""
+
+    def home(request): ...
+
+    with Configurator() as config:
+        retrymw.integrations.pyramid.Retry(config)
+        config.add_view(home, name="a", request_method="POST", decorator=rollback_safe)
+        config.add_view(home, name="b", request_method="POST", decorator=(rollback_safe,))
+        config.add_view(home, name="c", request_method="POST")
+        checked = check(config.make_wsgi_app())
+    marks = {route.path: route.mark and route.mark.kind.value for route in checked.routes}
+    assert marks == {"/*/a": "rollback_safe", "/*/b": "rollback_safe", "/*/c": None}
+    assert codes(checked) == [("unmarked", "POST /*/c")]
 
 
 def test_pyramid_without_introspection():

@@ -15,8 +15,11 @@ import pytest
 import tenacity
 import werkzeug
 from bottle import Bottle, HTTPError, HTTPResponse, abort, redirect, request, response
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+import retrymw.integrations.flask
 from retrymw import (
     DisconnectionError,
     RetryPolicy,
@@ -608,6 +611,23 @@ def test_mounted_wsgi_app(shop: Shop, mode: str) -> None:
     shop.app.mount("/v1/", inner)
     assert shop.outcome("GET", "/v1/x") == RECOVERED
     assert shop.outcome("POST", "/v1/x") == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [(rollback_safe, RECOVERED), (idempotent, RECOVERED), (never_replay, REFUSED)],
+)
+def test_mounted_in_flask(flaky: Flaky, mark: Any, expected: Any) -> None:
+    """G3: an app that is mounted in one of Flask's has its marks."""
+    inner = Bottle()
+    inner.post("/x")(mark(functools.partial(flaky)))
+    Retry(inner)
+    app = Flask("shop")
+    app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/v1": inner})  # type: ignore[method-assign]
+    retrymw.integrations.flask.Retry(app, policy=POLICY)
+    response = send(app, "POST", "/v1/x")
+    told = response.status_code, response.headers.get("Retry-Outcome"), flaky.calls
+    assert told == expected
 
 
 def test_mark_is_found_before_the_callback_runs(shop: Shop) -> None:

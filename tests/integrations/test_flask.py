@@ -290,7 +290,8 @@ def test_config_of_texts(key: str, text: str, value: Any) -> None:
         ("RETRY_BODY_MEMORY", 1 << 30, r"RETRY_BODY_LIMIT is 67108864; allowed: at least"),
         ("RETRY_ENABLED", "nope", r"RETRY_ENABLED is 'nope'; allowed: True or False"),
         ("RETRY_ENABLED", None, r"RETRY_ENABLED is None; allowed: True or False"),
-        ("RETRY_DEADLINES", 5, r"RETRY_DEADLINES is 5, .* did you mean RETRY_DEADLINE\? allowed: "),
+        ("RETRY_DEADLINES", 5, r"RETRY_DEADLINES is set, .* did you mean RETRY_DEADLINE\? "),
+        ("RETRY_BROKER", "redis://:secret@broker", r"^((?!secret).)*$"),
         ("RETRY_XYZ", 5, r"no such key; allowed: RETRY_BODY_LIMIT, .*RETRY_ENABLED, .*RETRY_WAIT$"),
     ],
 )
