@@ -22,7 +22,7 @@ test: venvs  ## Run all tests, on the oldest and the newest Python here
 	@for python in $(TESTED); do \
 		echo "== Python $$python"; \
 		test $$python = $(NEWEST) && some= || \
-			some="--ignore=tests/servers/test_matrix.py --ignore=tests/compat"; \
+			some="--ignore=tests/servers/test_matrix.py --ignore=tests/compat --ignore=tests/benchmarks"; \
 		.venvs/$$python/bin/python -m pytest -n $(WORKERS) --dist loadscope --cov --cov-append \
 			$$some || exit; \
 	done
