@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from time import monotonic
 from typing import Any, Final
@@ -17,6 +16,7 @@ from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
 from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._frameworks import warn_of
 from retrymw._listening import Listener
 from retrymw._settings import Settings
 from retrymw._threads import in_thread
@@ -28,7 +28,6 @@ from retrymw.typing import ASGIApp, Hook, Receive, Scope, Send
 __all__ = ["RetryMiddleware"]
 
 _MAX_WAITING: Final = 1000
-_MOST_WRAPPERS: Final = 16
 _SQUASHING: Final = ("falcon", "litestar", "quart")
 _UNDO_SECONDS: Final = 5.0
 
@@ -72,7 +71,7 @@ class RetryMiddleware:
             max_waiting=lambda: _MAX_WAITING,
         )
         if find_endpoint is None:
-            _warn_of_squashing(app)
+            warn_of(_SQUASHING, __name__, app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         outer = running.get()
@@ -316,23 +315,6 @@ async def _call_back(callback: Callable[[], Any]) -> None:
     else:
         # The app's own threads: ours are for undoing, which must not queue behind callbacks.
         await anyio.to_thread.run_sync(callback, abandon_on_cancel=True)
-
-
-def _warn_of_squashing(app: object) -> None:
-    """What renders exceptions as responses has an integration; pure middleware never sees them."""
-    for _ in range(_MOST_WRAPPERS):
-        owner = getattr(app, "__self__", app)  # of the bound method app.asgi_app
-        modules = {base.__module__.partition(".")[0] for base in type(owner).__mro__}
-        for name in modules.intersection(_SQUASHING):
-            warnings.warn(
-                f"retrymw.asgi.RetryMiddleware around a {name.capitalize()} app can't see the "
-                f"exceptions that {name.capitalize()} turns into responses, so it won't replay "
-                f"their requests; use retrymw.integrations.{name}.Retry(app) instead",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return
-        app = getattr(owner, "app", None)
 
 
 def _find_endpoint(scope: Scope) -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Final
@@ -12,6 +11,7 @@ from typing import Any, Final
 from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
 from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._frameworks import warn_of
 from retrymw._settings import Settings
 from retrymw._traces import adopt, forget_attempt, restore
 from retrymw._wsgi_body import Body, SizedBody
@@ -22,7 +22,6 @@ from retrymw.typing import Environ, Hook, StartResponse, WSGIApp
 
 __all__ = ["RetryMiddleware"]
 
-_MOST_WRAPPERS: Final = 16
 _SQUASHING: Final = {
     "bottle.Bottle",
     "django.WSGIHandler",
@@ -74,7 +73,7 @@ class RetryMiddleware:
                     f"databases has {database!r}; allowed under WSGI: adapters that are not async"
                 )
         if find_endpoint is None:
-            _warn_of_framework(app)
+            warn_of(_SQUASHING, __name__, app)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         outer = running.get()
@@ -254,24 +253,6 @@ class RetryMiddleware:
         if run.exchange.failures:
             report = run.exchange.report(monotonic(), run.path, next_in)
             tell(self._settings.hooks, report)
-
-
-def _warn_of_framework(app: object) -> None:
-    """Pure middleware never sees what these turn into responses, nor where they route to."""
-    for _ in range(_MOST_WRAPPERS):
-        owner = getattr(app, "__self__", app)  # of the bound method app.wsgi_app
-        for base in type(owner).__mro__:
-            name = base.__module__.partition(".")[0]
-            if f"{name}.{base.__name__}" in _SQUASHING:
-                warnings.warn(
-                    f"retrymw.wsgi.RetryMiddleware around {owner!r} can't see the exceptions that "
-                    f"{name.capitalize()} turns into responses, so it won't replay their requests; "
-                    f"use retrymw.integrations.{name}.Retry instead",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-                return
-        app = getattr(owner, "app", None)  # what Werkzeug's and most other middleware wraps
 
 
 def _release(run: Run) -> None:
