@@ -109,7 +109,7 @@ def _let_go(scripts: list[subprocess.Popen[str]]) -> list[float]:
 
 @contextmanager
 def _slap(server: MariaDB) -> Iterator[None]:
-    """mariadb-slap has filled the server, and lets go for a moment every five seconds or so."""
+    """mariadb-slap has filled the server, and lets go for a moment after eight seconds."""
     program = shutil.which("mariadb-slap") or shutil.which("mysqlslap")
     if program is None:
         raise click.UsageError("mariadb-slap is missing: apt-get install mariadb-client")
@@ -122,14 +122,14 @@ def _slap(server: MariaDB) -> Iterator[None]:
         f"--password={server.password}",
         f"--create-schema={server.database}",
         "--no-drop",
-        "--query=SELECT SLEEP(1)",
+        "--query=SELECT SLEEP(2)",
         f"--concurrency={CLIENTS}",
-        f"--number-of-queries={CLIENTS * 5}",
-        "--iterations=4",
+        f"--number-of-queries={CLIENTS * 4}",
+        "--iterations=2",
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as slap:
         # It hangs when it has a client that was refused for a second.
-        end = threading.Timer(25, slap.kill)
+        end = threading.Timer(30, slap.kill)
         end.start()
         try:
             _wait_until_full(server)

@@ -10,7 +10,7 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +98,17 @@ DRIVERS = {
 }
 
 
+# pg8000 and MySQL Connector leave it to the garbage collector to close what was cut.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collect() -> Iterator[None]:
+    """Nothing of it is left for the tests of others."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(params=DRIVERS)
 def driver(request: pytest.FixtureRequest) -> Driver:
     return DRIVERS[request.param]
@@ -173,8 +184,6 @@ def test_server_that_starts_is_waited_for(driver: Driver, server: Server) -> Non
     }
 
 
-# pg8000 and MySQL Connector leave it to the garbage collector to close such a socket.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["reset", "fin"])
 def test_cut_in_the_handshake(driver: Driver, server: Server, how: Any) -> None:
     """What is cut before it is open is opened again."""
@@ -184,8 +193,6 @@ def test_cut_in_the_handshake(driver: Driver, server: Server, how: Any) -> None:
         connect = connecting(driver.connect, policy=QUICK, on_wait=waits)
         run(connect, **driver.arguments(server, host="127.0.0.1", port=proxy.port))
     assert len(waits) == 2
-    waits.clear()  # with the exceptions, and what they hold
-    gc.collect()
 
 
 def test_down_for_good(driver: Driver, server: Server) -> None:

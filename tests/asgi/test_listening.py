@@ -3,10 +3,11 @@
 import anyio
 import anyio.lowlevel
 import pytest
+from tenacity import wait_chain, wait_fixed
 
 from retrymw import current_attempt
 
-from .helpers import Client, Flaky, answer, echo, lost, middleware, read
+from .helpers import Client, Flaky, answer, echo, lost, middleware, policy, read
 
 pytestmark = pytest.mark.anyio
 
@@ -99,21 +100,26 @@ async def test_error_of_the_server_is_raised():
 
 async def test_client_that_left_while_a_replay_ran_is_noticed():
     """G6: a server that says only once that the client has left says it to the next wait."""
-    say, said = anyio.create_memory_object_stream(2)
-    say.send_nowait(piece(b"", more_body=False))
+    said, left = [{"type": "http.disconnect"}, piece(b"", more_body=False)], anyio.Event()
+
+    async def receive():
+        if len(said) == 1:
+            await left.wait()
+        if not said:
+            await anyio.sleep_forever()
+        return said.pop()
 
     async def leave(scope, receive, send):
         if current_attempt().is_replay:
-            say.send_nowait({"type": "http.disconnect"})
-            for _ in range(10):
-                await anyio.lowlevel.checkpoint()
+            left.set()
+            await anyio.wait_all_tasks_blocked()
 
+    waits = wait_chain(wait_fixed(0.05), wait_fixed(3600))
     app, client = Flaky(*[lost()] * 4, first=leave), Client()
-    await request(app, client, said.receive)
+    with anyio.fail_after(10):
+        await client.call(middleware(app, policy=policy(wait=waits, deadline=1e6)), receive=receive)
     assert app.calls == 2
     assert client.sent == []
-    say.close()
-    said.close()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
