@@ -258,10 +258,10 @@ class Run(Running):
             return True
         return self.listener is not None and self.listener.heard_the_end
 
-    async def listen(self, listener: Listener) -> None:
+    async def listen(self) -> None:
         """Return when the client has left; what comes of the body meanwhile is kept for the app."""
-        self.listener = listener
-        while self.may_listen:
+        listener = self.listener
+        while listener is not None and self.may_listen:
             over = self._body_is_over()
             if (await listener.hear())["type"] == "http.disconnect":
                 self.gone = True

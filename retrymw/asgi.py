@@ -136,7 +136,8 @@ class RetryMiddleware:
                     error = None
                     if tasks is None:
                         tasks = await anyio.create_task_group().__aenter__()
-                    command = await self._wait(run, command, Listener(receive, tasks))
+                        run.listener = Listener(receive, tasks)
+                    command = await self._wait(run, command)
                 if run.gone:
                     return self._abandon(run)
                 if isinstance(command, Refuse):
@@ -204,11 +205,11 @@ class RetryMiddleware:
             await run.commit()
         return result
 
-    async def _wait(self, run: Run, command: Replay, listener: Listener) -> Command:
+    async def _wait(self, run: Run, command: Replay) -> Command:
         """Wait for the next attempt, listening for the client's leaving (G6); what to do then."""
         try:
             with anyio.move_on_after(command.after):
-                await run.listen(run.listener or listener)
+                await run.listen()
         except BaseException:
             self._abandon(run)
             raise
