@@ -65,8 +65,8 @@ compat: venvs  ## Write docs/reference/compatibility.md anew: all of the framewo
 demo: .venvs/demo/.ready  ## Run the example app through a database outage
 	.venvs/demo/bin/python -m example_app drill
 
-bench: venvs  ## Compare with the peers
-	$(BIN)/python -m benchmarks.overhead
+bench: venvs  ## Write docs/reference/benchmarks.md anew: half an hour, on a machine that does nothing else
+	$(BIN)/python -m benchmarks stress --write docs/reference/benchmarks.md
 
 venvs: system  ## Create or update the virtual environments
 	@$(MAKE) --silent --jobs=2 $(TESTED:%=.venvs/%/.ready)

@@ -1,1 +1,1 @@
-"""Measurements, side by side with peers in one run; each module is a command."""
+"""Measurements, side by side with peers in one run: ``python -m benchmarks --help``."""

@@ -1,13 +1,12 @@
 """What the middleware costs large bodies: peak memory and the time to the first byte.
 
-    python -m benchmarks.bodies [--megabytes 100]
+    python -m benchmarks bodies [--megabytes 100]
 
 Every case runs in a uvicorn process of its own; its peak memory is the kernel's high-water mark.
 """
 
 from __future__ import annotations
 
-import argparse
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import httpx
 import uvicorn
 from starlette.applications import Starlette
@@ -130,16 +130,15 @@ def measure_download(which: str, size: int) -> Result:
         return Result(client.get("/peak").json()["peak"], first, total)
 
 
-def main() -> None:
-    """Measure and print; exit status 1 if the memory aim is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=100)
-    parser.add_argument("--serve")
-    parser.add_argument("--descriptor", type=int)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        return serve(arguments.serve, arguments.descriptor)
-    size = arguments.megabytes * MIB
+@click.command()
+@click.option("--megabytes", default=100, show_default=True, type=click.IntRange(min=1))
+@click.option("--serve", "which", hidden=True)
+@click.option("--descriptor", type=int, default=0, hidden=True)
+def bodies(megabytes: int, which: str | None, descriptor: int) -> None:
+    """Measure what the middleware costs large bodies; exit status 1 if the memory aim is missed."""
+    if which is not None:
+        return serve(which, descriptor)
+    size = megabytes * MIB
     allowed = RetryPolicy().body_memory / MIB + 2
     missed = False
     for name, measure in (("upload", measure_upload), ("download", measure_download)):
@@ -149,9 +148,7 @@ def main() -> None:
         )
         over = ours.peak - bare.peak
         missed = missed or over > allowed
-        print(
-            f"{arguments.megabytes} MiB {name}: peak {bare.peak:.1f} MiB bare, {ours.peak:.1f} MiB"
-        )
+        print(f"{megabytes} MiB {name}: peak {bare.peak:.1f} MiB bare, {ours.peak:.1f} MiB")
         print(f"  with retrymw: {over:+.1f} MiB (allowed {allowed:+.1f}); whole transfer ", end="")
         print(f"{bare.total:.2f} s and {ours.total:.2f} s", end="")
         if name == "download":
@@ -164,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    bodies()

@@ -1,6 +1,6 @@
 """What the middleware adds to a request in which nothing fails, beside what others add.
 
-    python -m benchmarks.overhead [--rounds 30]
+    python -m benchmarks overhead [--rounds 30]
 
 The candidates take turns in every round, so that a noisy machine is noisy for all of them; the
 median of the rounds counts. No sockets: the app is called as a server would call it.
@@ -8,7 +8,6 @@ median of the rounds counts. No sockets: the app is called as a server would cal
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import platform
 import statistics
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
+import click
 import repoze.retry
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -142,15 +142,14 @@ def show(title: str, table: Table) -> None:
         print(f"  {name:<20} {microseconds:7.2f} µs   +{microseconds - bare:.2f} µs")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+@click.command()
+@click.option("--rounds", default=30, show_default=True, type=click.IntRange(min=1))
+def overhead(rounds: int) -> None:
+    """Measure what the middleware adds to a request in which nothing fails."""
     print(f"Python {platform.python_version()}, median of {rounds} rounds of {CALLS} requests")
     show("ASGI, over a bare Starlette JSON endpoint", asyncio.run(asgi(rounds)))
     show("WSGI, over a bare callable", wsgi(rounds))
 
 
 if __name__ == "__main__":
-    main()
+    overhead()

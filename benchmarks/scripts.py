@@ -1,6 +1,6 @@
 """Twenty scripts want into a database that 200 clients of mariadb-slap have filled.
 
-``python -m benchmarks.scripts`` runs them as they are, and with ``connecting``.
+``python -m benchmarks scripts`` runs them as they are, and with ``connecting``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import click
 
 from retrymw.testing.servers import MariaDB
 
-__all__ = ["Result", "play"]
+__all__ = ["Result", "play", "scripts"]
 
 CLIENTS = 200
 SCRIPTS = 20
@@ -148,7 +148,7 @@ def _wait_until_full(server: MariaDB) -> None:
 
 
 @click.command()
-def main() -> None:
+def scripts() -> None:
     """Run the scripts without retrymw, then with it."""
     for patient in (False, True):
         result = play(patient=patient)
@@ -162,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts()

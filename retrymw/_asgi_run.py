@@ -83,6 +83,7 @@ class Run(Running):
             self.started = monotonic()
             self.number = 1
             self._attempt = None
+            self.place = None
             self.snapshot = dict(scope)
             state = scope.get("state")
             self.state = dict(state) if state is not None else None
@@ -95,6 +96,7 @@ class Run(Running):
             self.started, self.context = previous.started, previous.context
             self.number = previous.exchange.number
             self._attempt = Attempt(previous.exchange, self)
+            self.place = previous.place
             self.snapshot, self.state = previous.snapshot, previous.state
             self.recording, self.listener = previous.recording, previous.listener
             self.gone = previous.gone

@@ -12,8 +12,10 @@ from typing import Any, Final, TypeVar, overload
 
 from retrymw._core.exchange import Exchange, Sealed
 from retrymw._core.failure import Failure
+from retrymw._core.room import RoomSnapshot
 from retrymw._recording import Recording
 from retrymw._settings import Settings
+from retrymw._waiting import Place
 from retrymw.classify import classify
 from retrymw.exceptions import DisconnectionError
 from retrymw.marks import read_mark
@@ -41,6 +43,7 @@ class Running:
         "endpoint",
         "number",
         "over",
+        "place",
         "recording",
         "released",
         "request",
@@ -53,6 +56,7 @@ class Running:
     started: float
     number: int
     over: bool
+    place: Place | None  # in a waiting room
     recording: Recording | None
     released: bool  # the client has a part of the response
     endpoint: object  # for integrations to set, where the request does not have it
@@ -64,6 +68,20 @@ class Running:
     def method(self) -> str:
         """The request's method."""
         raise NotImplementedError
+
+    @property
+    def path(self) -> str:
+        """The request's path, as it came."""
+        raise NotImplementedError
+
+    @property
+    def failed_database(self) -> object:
+        """Whose waiting room a failure of this attempt is for; None if that is not known."""
+        known = self.settings.databases
+        if len(known) > 1:
+            attempt = self.attempt
+            known = tuple(attempt.resources or ()) if attempt.named is None else (attempt.named,)
+        return known[0] if len(known) == 1 else None
 
     @property
     def sealed(self) -> Sealed | None:
@@ -125,6 +143,7 @@ class Attempt:
         "_exchange",
         "_run",
         "known",
+        "named",
         "number",
         "resources",
         "rollback_callbacks",
@@ -139,6 +158,7 @@ class Attempt:
         self.resources: dict[Any, Any] | None = None
         self.seen: BaseException | None = None  # the last failure, as the layer that saw it has it
         self.known: tuple[Failure, ...] = ()  # what was made of it, and of those before it, then
+        self.named: object = None  # the database that it was
         self.rollback_callbacks: list[Callback] | None = None
         self.success_callbacks: list[Callback] | None = None
 
@@ -174,6 +194,10 @@ class Attempt:
     def failures(self) -> tuple[Failure, ...]:
         """Why the earlier attempts failed, oldest first."""
         return self._exchange.failures[: self.number - 1]
+
+    def waiting_rooms(self) -> list[RoomSnapshot]:
+        """The middleware's waiting rooms that are not calm, for a status page; mostly none."""
+        return self._run.settings.rooms.snapshots()
 
     def fence(self, reason: str) -> None:
         """From here on this request must not run again, whatever happens (G3).
@@ -223,6 +247,7 @@ class Attempt:
         *,
         commits: bool = True,
         handling: BaseException | None = None,
+        database: object = None,
     ) -> Failure | None:
         """For adapters and integrations: doom this attempt if ``exc`` is a failure of ours.
 
@@ -232,12 +257,15 @@ class Attempt:
                 example because the statement was part of a transaction (G4).
             handling: what was handled already when the statement began (``sys.exc_info()[1]``);
                 that is no part of what became of it.
+            database: whose failure it is, as the middleware was given it: its waiting room is
+                where the request waits. None if that is not known.
         """
         failure = classify(exc, known=self.known, handling=handling)
         if failure is not None and not self.over:
             if failure.leaves_commit_unknown and not commits:
                 failure = replace(failure, phase="execute")
             self._note(exc, failure)
+            self.named = self.named if database is None else database
         return failure
 
     def _note(self, exc: BaseException, failure: Failure) -> None:

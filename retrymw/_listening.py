@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import TaskGroup
 
+from retrymw._tasks import Signal, Tasks
 from retrymw.typing import Message, Receive
 
 __all__ = ["Listener"]
@@ -24,14 +25,14 @@ class Listener:
 
     Args:
         receive: the server's.
-        tasks: asks in here; cancelled when the exchange is over.
+        tasks: those of the exchange; it asks in one of them.
     """
 
-    def __init__(self, receive: Receive, tasks: TaskGroup) -> None:
+    def __init__(self, receive: Receive, tasks: Tasks) -> None:
         self._receive = receive
         self._tasks = tasks
         self._asking = False
-        self._news = anyio.Event()
+        self._news: Signal | None = None
         self._error: BaseException | None = None
         self._heard: list[Message] = []
 
@@ -51,12 +52,12 @@ class Listener:
         taken = sum(len(message.get("body", b"")) for message in self._heard)
         return taken >= _MOST_BYTES or len(self._heard) >= _MOST_MESSAGES
 
-    async def hear(self) -> Message:
+    def hear(self) -> Coroutine[Any, Any, Message]:
         """Wait for one more message, and keep it; a disconnect that came meanwhile is that one."""
         number = len(self._heard)
         if number and self._heard[-1]["type"] == "http.disconnect":
             number -= 1  # it came while nobody waited, and servers may say it only once
-        return await self._message(number)
+        return self._message(number)
 
     def forget_last(self) -> None:
         """The last message was no part of the body."""
@@ -71,6 +72,8 @@ class Listener:
         while len(self._heard) <= number:
             if self._error is not None:
                 raise self._error
+            if self._news is None:
+                self._news = self._tasks.signal()
             news = self._news
             if not self._asking:
                 self._asking = True
@@ -79,7 +82,7 @@ class Listener:
             # worth that much.
             await anyio.lowlevel.cancel_shielded_checkpoint()
             await anyio.lowlevel.cancel_shielded_checkpoint()
-            if not news.is_set():
+            if self._news is news:
                 await news.wait()
         return self._heard[number]
 
@@ -91,5 +94,6 @@ class Listener:
         except BaseException as exc:  # noqa: BLE001  # it is raised where the message is waited for
             self._error = exc
         self._asking = False
-        news, self._news = self._news, anyio.Event()
-        news.set()
+        news, self._news = self._news, None
+        if news is not None:
+            news.set()

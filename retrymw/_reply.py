@@ -38,7 +38,7 @@ def headers(report: Report, expose: Expose) -> Headers:
         return []
     told = [("Retry-Attempts", str(report.attempts))]
     if report.failures:
-        replays = report.attempts - 1
+        replays = max(0, report.attempts - 1)
         told.append(("Retry-Reason", report.failures[-1].kind))
         if report.outcome is not None:
             told.append(("Retry-Outcome", report.outcome))

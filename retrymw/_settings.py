@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._waiting import WaitingRooms
 from retrymw.typing import Hook
 
 __all__ = ["Settings"]
@@ -15,7 +15,7 @@ _DATABASE_METHODS = ("rollback", "release", "ping")
 
 
 class Settings:
-    """The policy, databases and hooks of one middleware, and how many of its requests wait.
+    """The policy, databases and hooks of one middleware, and its waiting rooms.
 
     ``units`` are those of the databases that are to be committed before a response is released.
 
@@ -31,8 +31,6 @@ class Settings:
     """
 
     __slots__ = (
-        "_lock",
-        "_max_waiting",
         "always_told",
         "databases",
         "find_endpoint",
@@ -40,8 +38,8 @@ class Settings:
         "hooks",
         "plain",
         "policy",
+        "rooms",
         "units",
-        "waiting",
     )
 
     def __init__(
@@ -51,7 +49,7 @@ class Settings:
         hooks: Iterable[Hook],
         *,
         find_endpoint: Callable[[Any], object],
-        max_waiting: Callable[[], int],
+        max_waiting: Callable[[Any], int],
     ) -> None:
         if policy is not None and not isinstance(policy, RetryPolicy):
             raise TypeError(
@@ -88,23 +86,7 @@ class Settings:
                     f"hooks has {hook!r}; allowed: functions of a report (no coroutine functions)"
                 )
         self.find_endpoint = find_endpoint
-        self._max_waiting = max_waiting
-        self._lock = threading.Lock()
-        self.waiting: set[object] = set()
-
-    def admit(self, exchange: object) -> bool:
-        """Take a place among those that wait, if there is one."""
-        with self._lock:
-            if self.overloaded:
-                return False
-            self.waiting.add(exchange)
-            return True
-
-    @property
-    def overloaded(self) -> bool:
-        """Whether as many requests wait as may."""
-        most = self.policy.max_waiting
-        return len(self.waiting) >= (self._max_waiting() if most is None else most)
+        self.rooms = WaitingRooms(policy, max_waiting)
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-__all__ = ["COMMITTING", "UNDOING", "in_thread"]
+__all__ = ["COMMITTING", "PINGING", "UNDOING", "in_thread"]
 
 T = TypeVar("T")
 
@@ -17,6 +17,7 @@ _MOST_THREADS: Final = 40
 Limiter = anyio.lowlevel.RunVar[anyio.CapacityLimiter]
 
 UNDOING: Final = Limiter("retrymw_undoing")
+PINGING: Final = Limiter("retrymw_pinging")  # may hang
 COMMITTING: Final = Limiter("retrymw_committing")  # may take long; nothing is to queue behind it
 
 

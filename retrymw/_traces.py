@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextvars
-from types import TracebackType
+import dis
+import inspect
+import sys
+from types import FrameType, TracebackType
 from typing import Final
 
 from retrymw._context import Running, running
@@ -11,12 +14,18 @@ from retrymw._context import Running, running
 __all__ = ["adopt", "forget_attempt", "forget_frames", "restore"]
 
 _MISSING: Final = object()
+_ASKS: Final = sys.version_info >= (3, 13)  # clear() itself
+
+# Where a coroutine is suspended; on Python 3.10 it is about to repeat the second.
+_YIELD: Final = bytes([dis.opmap["YIELD_VALUE"]])
+_YIELD_FROM: Final = bytes([dis.opmap["YIELD_FROM"]]) if "YIELD_FROM" in dis.opmap else None
 
 
 def forget_attempt(run: Running, error: BaseException | None = None) -> None:
     """Forget the frames of ``error`` and of the failures seen in an attempt, once they are told."""
     exchange = run.exchange
-    failures = (*exchange.failures[-1:], *exchange.dooms)
+    failed = exchange.failures[-1:] if exchange.number else ()  # or it is another request's
+    failures = (*failed, *exchange.dooms)
     forget_frames(error, run.attempt.seen, *(failure.exception for failure in failures))
 
 
@@ -44,12 +53,22 @@ def _clear(traceback: TracebackType | None) -> None:
     while traceback is not None:
         frame = traceback.tb_frame
         try:
-            frame.clear()
+            if not _is_suspended(frame):
+                frame.clear()
+                _ = frame.f_locals  # before Python 3.11.8 a copy that was read outlives clear()
         except RuntimeError:  # it is still running
             pass
-        else:
-            _ = frame.f_locals  # before Python 3.11.8 a copy that was read outlives clear()
         traceback = traceback.tb_next
+
+
+def _is_suspended(frame: FrameType) -> bool:
+    """Whether it is of a coroutine that goes on: one that caught the exception, or awaits something
+    else by now. Before Python 3.13 ``clear()`` would end it.
+    """
+    if _ASKS or not frame.f_code.co_flags & inspect.CO_COROUTINE:
+        return False
+    bytecode, last = frame.f_code.co_code, frame.f_lasti
+    return bytecode[last : last + 1] == _YIELD or bytecode[last + 2 : last + 3] == _YIELD_FROM
 
 
 def restore(snapshot: contextvars.Context) -> None:

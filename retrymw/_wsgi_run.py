@@ -90,6 +90,7 @@ class Run(Running):
             self.started = monotonic()
             self.number = 1
             self._attempt = None
+            self.place = None
             self.snapshot = environ.copy()
             self.context = contextvars.copy_context()
             self.own_context: contextvars.Context | None = None
@@ -99,6 +100,7 @@ class Run(Running):
             self.started, self.context = previous.started, previous.context
             self.number = previous.exchange.number
             self._attempt = Attempt(previous.exchange, self)
+            self.place = previous.place
             self.snapshot = previous.snapshot
             self.own_context = self.context.copy()
             self.call = self.own_context.run

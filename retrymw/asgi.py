@@ -9,16 +9,18 @@ from typing import Any, Final
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskGroup
 
 from retrymw._asgi_run import Run
+from retrymw._asgi_wait import wait_turn
 from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
 from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._core.room import RoomSnapshot
 from retrymw._frameworks import warn_of
 from retrymw._listening import Listener
 from retrymw._settings import Settings
+from retrymw._tasks import Tasks, current_loop, open_tasks
 from retrymw._threads import in_thread
 from retrymw._traces import adopt, forget_attempt, restore
 from retrymw.classify import classify
@@ -68,7 +70,7 @@ class RetryMiddleware:
             databases,
             hooks,
             find_endpoint=find_endpoint or _find_endpoint,
-            max_waiting=lambda: _MAX_WAITING,
+            max_waiting=lambda _: _MAX_WAITING,
         )
         if find_endpoint is None:
             warn_of(_SQUASHING, __name__, app)
@@ -77,7 +79,12 @@ class RetryMiddleware:
         outer = running.get()
         if scope["type"] != "http" or (outer is not None and is_inside(outer)):
             return await self.app(scope, receive, send)
+        rooms = self._settings.rooms
         run = Run(self._settings, scope, receive, send)
+        if rooms.open:
+            rooms.arrive(run, current_loop())
+            if run.place is not None and run.place.state != "running":
+                return await self._conclude(run, None, None, receive, send, queued=True)
         error: Exception | None = None
         result = None
         token = running.set(run)
@@ -92,6 +99,7 @@ class RetryMiddleware:
                 await _undo(run)
             finally:
                 run.forget_body()
+                rooms.leave(run)
             raise
         finally:
             run.over = True
@@ -99,6 +107,8 @@ class RetryMiddleware:
         if run.released and error is None and run._attempt is None:
             if run.recording is not None:
                 run.recording.close()
+            if rooms.open:
+                rooms.done(run, run.status, current_loop())
             return result
         try:
             return await self._conclude(run, error, result, receive, send)
@@ -106,14 +116,21 @@ class RetryMiddleware:
             error = None  # or the traceback, which holds this frame, would be a reference cycle
 
     async def _conclude(
-        self, run: Run, error: Exception | None, result: Any, receive: Receive, send: Send
+        self,
+        run: Run,
+        error: Exception | None,
+        result: Any,
+        receive: Receive,
+        send: Send,
+        *,
+        queued: bool = False,
     ) -> Any:
-        """Do what the exchange says until it is over."""
+        """Do what the exchange says until it is over; one that is queued has not begun yet."""
         context: contextvars.Context | None = None
-        tasks: TaskGroup | None = None
+        tasks: Tasks | None = None
         try:
             while True:
-                command = self._ended(run, error)
+                command = Replay(0.0) if queued else self._ended(run, error)
                 if isinstance(command, (SendHeld, Raise)):
                     if context is not None:
                         adopt(context)
@@ -127,27 +144,31 @@ class RetryMiddleware:
                         except Exception:
                             log_trouble("callback %r failed", callback)
                     return result
-                run.close()
-                restore(run.context)
-                await self._undo_or_abandon(run)
+                if not queued:
+                    run.close()
+                    restore(run.context)
+                    await self._undo_or_abandon(run)
                 if isinstance(command, Replay) and not run.gone:
-                    self._tell(run, next_in=command.after)
-                    forget_attempt(run, error)
-                    error = None
+                    if not queued:
+                        self._tell(run, next_in=command.after)
+                        forget_attempt(run, error)
+                        error = None
                     if tasks is None:
-                        tasks = await anyio.create_task_group().__aenter__()
+                        tasks = await open_tasks()
                         run.listener = Listener(receive, tasks)
-                    command = await self._wait(run, command)
+                    command = await self._wait(run, command, tasks)
                 if run.gone:
                     return self._abandon(run)
                 if isinstance(command, Refuse):
+                    self._settings.rooms.leave(run)
                     try:
                         return await run.refuse(command, send)
                     finally:
                         self._tell(run)
                         forget_attempt(run, error)
-                run = run.again(receive, send)
-                self._settings.waiting.discard(run.exchange)
+                if not queued:
+                    run = run.again(receive, send)
+                queued = False
                 context = run.context.copy()
                 context.run(running.set, run)
                 try:
@@ -162,29 +183,23 @@ class RetryMiddleware:
                     run.over = True
         finally:
             run.forget_body()
-            self._settings.waiting.discard(run.exchange)
+            self._settings.rooms.leave(run)
             error = None  # or the traceback, which holds this frame, would be a reference cycle
             if tasks is not None:
-                # Shielded: a cancellation from outside must not replace what is raised (G7).
-                tasks.cancel_scope.shield = True
-                tasks.cancel_scope.cancel()
-                try:
-                    await tasks.__aexit__(None, None, None)
-                except RuntimeError:  # the app left a cancel scope of its own open
-                    log_trouble("an app's cancel scope outlives its request")
+                await tasks.close()
 
     def _ended(self, run: Run, error: Exception | None) -> Command:
-        """What to do; a replay takes its place among those that wait at once."""
+        """What to do; the waiting room hears of it at once."""
         sealed = run.sealed or ("recording" if run.body_is_taken else None)
         if sealed is not None:
             run.exchange.seal(sealed)
         run.attempt.look_for_mark()
-        return run.exchange.ended(
-            monotonic(),
+        return self._settings.rooms.ended(
+            run,
             failure=None if error is None else classify(error, known=run.attempt.known),
             raised=error is not None,
             status=run.status,
-            admit=lambda: self._settings.admit(run.exchange),
+            loop=current_loop(),
         )
 
     async def _finish(self, run: Run, *, failed: bool) -> None:
@@ -197,6 +212,9 @@ class RetryMiddleware:
             log_trouble("what the app had sent before it failed can't be sent")
         finally:
             await (_undo if failed else _release)(run)
+            rooms = self._settings.rooms
+            if rooms.open and not failed:
+                rooms.done(run, run.status, current_loop())
             self._tell(run)
 
     async def _run_app(self, run: Run) -> Any:
@@ -205,17 +223,14 @@ class RetryMiddleware:
             await run.commit()
         return result
 
-    async def _wait(self, run: Run, command: Replay) -> Command:
+    async def _wait(self, run: Run, command: Replay, tasks: Tasks) -> Command:
         """Wait for the next attempt, listening for the client's leaving (G6); what to do then."""
         try:
-            with anyio.move_on_after(command.after):
-                await run.listen()
+            await wait_turn(self._settings.rooms, run, command.after, tasks)
         except BaseException:
             self._abandon(run)
             raise
-        if run.gone:
-            return command
-        return run.exchange.begin(monotonic()) or command
+        return command if run.gone else self._settings.rooms.called(run) or command
 
     async def _undo_or_abandon(self, run: Run) -> None:
         try:
@@ -231,8 +246,18 @@ class RetryMiddleware:
 
     def _tell(self, run: Run, next_in: float | None = None) -> None:
         if run.exchange.failures:
-            report = run.exchange.report(monotonic(), run.path, next_in)
+            report = run.exchange.report(
+                monotonic(), run.path, next_in, self._settings.rooms.snapshot(run)
+            )
             tell(self._settings.hooks, report)
+
+    def waiting_rooms(self) -> list[RoomSnapshot]:
+        """The waiting rooms that are not calm; none while all is well."""
+        return self._settings.rooms.snapshots()
+
+    def close(self) -> None:
+        """Let nobody wait any more, since the server shuts down: 503 to all who do."""
+        self._settings.rooms.close()
 
 
 class _Within:

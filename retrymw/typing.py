@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from retrymw._core.exchange import Report
+from retrymw._core.room import RoomSnapshot
 
 if TYPE_CHECKING:
     from retrymw._context import Attempt
@@ -25,6 +26,7 @@ __all__ = [
     "Message",
     "Receive",
     "Report",
+    "RoomSnapshot",
     "Scope",
     "Send",
     "StartResponse",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Final
@@ -11,11 +9,13 @@ from typing import Any, Final
 from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
 from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._core.room import RoomSnapshot
 from retrymw._frameworks import warn_of
 from retrymw._settings import Settings
 from retrymw._traces import adopt, forget_attempt, restore
 from retrymw._wsgi_body import Body, SizedBody
 from retrymw._wsgi_run import Run
+from retrymw._wsgi_wait import max_waiting, wait_turn
 from retrymw.classify import classify
 from retrymw.instrumentation import log_trouble, tell
 from retrymw.typing import Environ, Hook, StartResponse, WSGIApp
@@ -65,7 +65,7 @@ class RetryMiddleware:
             databases,
             hooks,
             find_endpoint=find_endpoint or _find_endpoint,
-            max_waiting=_max_waiting,
+            max_waiting=max_waiting,
         )
         for database in self._settings.databases:
             if is_async(database.rollback):
@@ -79,7 +79,12 @@ class RetryMiddleware:
         outer = running.get()
         if outer is not None and is_inside(outer):
             return self.app(environ, start_response)
+        rooms = self._settings.rooms
         run = Run(self._settings, environ, start_response)
+        if rooms.open:
+            rooms.arrive(run)
+            if run.place is not None and run.place.state != "running":
+                return self._conclude(run, None, start_response, queued=True)
         error: Exception | None = None
         result: Iterable[bytes] | None = None
         token = running.set(run)
@@ -88,6 +93,8 @@ class RetryMiddleware:
             if type(result) is list and run._attempt is None and run.plain:
                 run.over = True
                 run.forget_body()
+                if rooms.open:
+                    rooms.done(run, run.status)
                 start_response(run.status_line or "", run.headers)
                 return result
             run.take(result)
@@ -107,32 +114,40 @@ class RetryMiddleware:
             error = None  # or the traceback, which holds this frame, would be a reference cycle
 
     def _conclude(
-        self, run: Run, error: Exception | None, start_response: StartResponse
+        self,
+        run: Run,
+        error: Exception | None,
+        start_response: StartResponse,
+        *,
+        queued: bool = False,
     ) -> Iterable[bytes]:
-        """Do what the exchange says until it is over."""
+        """Do what the exchange says until it is over; one that is queued has not begun yet."""
         try:
             while True:
-                command = self._ended(run, error)
+                command = Replay(0.0) if queued else self._ended(run, error)
                 if run.own_context is not None and isinstance(command, (Send, Raise)):
                     adopt(run.own_context)
                 if isinstance(command, Send):
                     return self._sent(run)
                 if isinstance(command, Raise) and error is not None:
                     return self._pass(run, error)
-                self._undo(run)
-                restore(run.context)
+                if not queued:
+                    self._undo(run)
+                    restore(run.context)
                 if isinstance(command, Replay):
-                    self._tell(run, next_in=command.after)
-                    forget_attempt(run, error)
-                    error = None
+                    if not queued:
+                        self._tell(run, next_in=command.after)
+                        forget_attempt(run, error)
+                        error = None
                     command = self._wait(run, command)
                 if isinstance(command, Refuse):
+                    self._settings.rooms.leave(run)
                     self._tell(run)
                     forget_attempt(run, error)
                     run.forget_body()
                     return run.refuse(command, start_response)
-                self._settings.waiting.discard(run.exchange)
                 run = run.again(start_response)
+                queued = False
                 try:
                     run.call(self._run_app, run)
                 except Exception as exc:
@@ -140,8 +155,10 @@ class RetryMiddleware:
                 except BaseException:
                     self._fail(run)
                     raise
+        except BaseException:
+            self._settings.rooms.leave(run)
+            raise
         finally:
-            self._settings.waiting.discard(run.exchange)
             error = None  # as above
 
     def _run_app(self, run: Run) -> None:
@@ -151,16 +168,15 @@ class RetryMiddleware:
             run.commit()
 
     def _ended(self, run: Run, error: BaseException | None) -> Command:
-        """What to do; a replay takes its place among those that wait at once."""
+        """What to do; the waiting room hears of it at once."""
         if run.sealed is not None:
             run.exchange.seal(run.sealed)
         run.attempt.look_for_mark()
-        return run.exchange.ended(
-            monotonic(),
+        return self._settings.rooms.ended(
+            run,
             failure=None if error is None else classify(error, known=run.attempt.known),
             raised=error is not None,
             status=run.status,
-            admit=lambda: self._settings.admit(run.exchange),
         )
 
     def _sent(self, run: Run) -> Iterable[bytes]:
@@ -172,7 +188,7 @@ class RetryMiddleware:
                 on_disk = run.recording is not None and run.recording.on_disk(0)
                 if callbacks is None and not on_disk:
                     run.release()
-                    _release(run)
+                    self._done(run)
                     self._tell(run)
                     return passed  # with the recording: the file may be the request's own body
                 run.rest = iter(passed)
@@ -181,7 +197,7 @@ class RetryMiddleware:
             self._fail(run)
             raise
         if run.rest is None:
-            _release(run)  # before the client gets its bytes: it may be slow
+            self._done(run)  # before the client gets its bytes: it may be slow
             if callbacks is None and not run.closable:
                 self._succeed(run)
                 # Servers tell the Content-Length of what has a length, and of nothing else.
@@ -210,17 +226,25 @@ class RetryMiddleware:
         self._fail(run)
 
     def _succeed(self, run: Run) -> None:
-        _release(run)
+        self._done(run)
         self._tell(run)
         forget_attempt(run)
         run.forget_body()
         for callback in run.attempt.success_callbacks or ():
             _call_back(callback)
 
+    def _done(self, run: Run) -> None:
+        """The app has done its part."""
+        first = not run.over
+        _release(run)
+        if first and self._settings.rooms.open:
+            self._settings.rooms.done(run, run.status)
+
     def _fail(self, run: Run) -> None:
         try:
             self._undo(run)
         finally:
+            self._settings.rooms.leave(run)
             self._tell(run)
             run.forget_body()
 
@@ -240,19 +264,31 @@ class RetryMiddleware:
 
     def _wait(self, run: Run, command: Replay) -> Command:
         """Wait for the next attempt; what to do then."""
+        rooms = self._settings.rooms
         try:
-            time.sleep(command.after)  # looked up at each call: gevent replaces it
+            wait_turn(rooms, run, command.after)
         except BaseException:
+            rooms.leave(run)
             run.exchange.abandon()
             self._tell(run)
             run.forget_body()
             raise
-        return run.exchange.begin(monotonic()) or command
+        return rooms.called(run) or command
 
     def _tell(self, run: Run, next_in: float | None = None) -> None:
         if run.exchange.failures:
-            report = run.exchange.report(monotonic(), run.path, next_in)
+            report = run.exchange.report(
+                monotonic(), run.path, next_in, self._settings.rooms.snapshot(run)
+            )
             tell(self._settings.hooks, report)
+
+    def waiting_rooms(self) -> list[RoomSnapshot]:
+        """The waiting rooms that are not calm; none while all is well."""
+        return self._settings.rooms.snapshots()
+
+    def close(self) -> None:
+        """Let nobody wait any more, for a server that shuts down: 503 to all who do."""
+        self._settings.rooms.close()
 
 
 def _release(run: Run) -> None:
@@ -277,12 +313,6 @@ def _call_back(callback: Callable[[], object]) -> None:
         callback()
     except Exception:
         log_trouble("callback %r raised", callback)
-
-
-def _max_waiting() -> int:
-    """A waiting thread is one of few; a waiting greenlet is one of many."""
-    monkey = sys.modules.get("gevent.monkey")
-    return 1000 if monkey is not None and monkey.is_module_patched("time") else 4
 
 
 def _find_endpoint(environ: Environ) -> object:

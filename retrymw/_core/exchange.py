@@ -23,7 +23,7 @@ when the app returned or raised. ``ended`` answers with one command, which the s
 =============  =================================================================================
 Send           send what is held, if anything is; the exchange is over
 Raise          send what is held, then raise what the app raised; the exchange is over
-Replay(after)  roll back, release, wait that long, then ``begin`` again
+Replay(after)  roll back, release, wait in the room, that long if alone, then ``begin`` again
 Refuse(...)    roll back, release, answer 503; the exchange is over
 =============  =================================================================================
 
@@ -41,13 +41,13 @@ What the commit column of the table is, in the order of precedence:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
 
 from retrymw._core.failure import Failure
 from retrymw._core.policy import SAFE_METHODS, Mark, MarkKind, RetryPolicy
+from retrymw._core.room import RoomSnapshot
 
 __all__ = [
     "MAY_REPLAY",
@@ -140,7 +140,10 @@ class Raise:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Undo the attempt, wait ``after`` seconds, run the app again."""
+    """Undo the attempt, wait, run the app again.
+
+    ``after`` is the request's own wait, in seconds; the waiting room may call it earlier.
+    """
 
     after: float
 
@@ -167,12 +170,13 @@ class Report:
 
     Attributes:
         method, path: of the request.
-        attempts: how often the app ran.
-        failures: one per failed attempt, oldest first.
+        attempts: how often the app ran; 0 if the request waited its turn in vain.
+        failures: one per failed attempt, oldest first; without an attempt, what it waited for.
         outcome: how the exchange ended; None while it goes on.
         elapsed: seconds since the request arrived.
-        next_in: seconds until the next attempt; None when there is none.
+        next_in: seconds until the next attempt if nothing happens before; None when there is none.
         fence: why the app set a fence, if it did.
+        room: the waiting room of the database that failed.
     """
 
     method: str
@@ -183,6 +187,7 @@ class Report:
     elapsed: float
     next_in: float | None = None
     fence: str | None = None
+    room: RoomSnapshot | None = None
 
 
 class Exchange:
@@ -292,7 +297,6 @@ class Exchange:
         failure: Failure | None,
         raised: bool,
         status: int | None,
-        admit: Callable[[], bool] = lambda: True,
     ) -> Command:
         """The attempt is over: what to do.
 
@@ -301,8 +305,6 @@ class Exchange:
             failure: what ``classify`` made of what the app raised, if it raised.
             raised: whether it raised.
             status: of the response the app started, if it did.
-            admit: called last, if there is to be a replay: takes a place among the requests that
-                wait, or returns False if as many wait as may.
         """
         passing: Command = RAISE if raised else SEND
         policy = self.policy
@@ -320,15 +322,13 @@ class Exchange:
         wait = policy.wait_before(self.number, failure)
         commit = Commit.UNKNOWN if lost else self.commit
         if not MAY_REPLAY[self.row][commit]:
-            return self._refuse(REFUSALS[commit], wait)
+            return self.refuse(REFUSALS[commit], wait)
         if self.sealed == "recording":
-            return self._refuse("sealed", wait)
+            return self.refuse("sealed", wait)
         if self.number > policy.max_replays:
-            return self._refuse("exhausted", wait)
-        if now + wait >= self.started + policy.deadline:
-            return self._refuse("deadline", wait)
-        if not admit():
-            return self._refuse("overload", wait)
+            return self.refuse("exhausted", wait)
+        if now >= self.started + policy.deadline:
+            return self.refuse("deadline", wait)
         return Replay(wait)
 
     def begin(self, now: float) -> Refuse | None:
@@ -340,12 +340,25 @@ class Exchange:
         elif now >= self.started + policy.deadline:
             outcome = "deadline"
         if outcome is not None:
-            return self._refuse(outcome, policy.wait_before(self.number, self.failures[-1]))
+            return self.refuse(outcome, policy.wait_before(self.number, self.failures[-1]))
         self.number += 1
         self.dooms = ()
         self._commits_open = 0
         self._commits_seen = False
         return None
+
+    def refuse(self, outcome: Outcome, wait: float) -> Refuse:
+        """The exchange ends without a replay; ``wait`` is in seconds, for ``Retry-After``."""
+        self.outcome = outcome
+        return Refuse(outcome, None if outcome in WITHOUT_RETRY_AFTER else wait)
+
+    def give_up(self, outcome: Outcome, awaited: Failure | None) -> Refuse:
+        """The request has waited in vain; without an attempt of its own for ``awaited`` to end."""
+        if not self.failures and awaited is not None:
+            self.number = 0
+            self.failures = (awaited,)
+        wait = self.policy.wait_before(max(1, self.number), self.failures[-1])
+        return self.refuse(outcome, wait)
 
     def abandon(self) -> None:
         """The client has gone: the exchange ends without an answer (G6).
@@ -355,7 +368,13 @@ class Exchange:
         if self.outcome not in WITHOUT_RETRY_AFTER:
             self.outcome = "abandoned"
 
-    def report(self, now: float, path: str, next_in: float | None = None) -> Report:
+    def report(
+        self,
+        now: float,
+        path: str,
+        next_in: float | None = None,
+        room: RoomSnapshot | None = None,
+    ) -> Report:
         """What the log and the hooks are told."""
         return Report(
             method=self.method,
@@ -366,13 +385,10 @@ class Exchange:
             elapsed=now - self.started,
             next_in=next_in,
             fence=self.fenced,
+            room=room,
         )
 
     def _finish(self, command: Command) -> Command:
         if self.failures:
             self.outcome = "recovered"
         return command
-
-    def _refuse(self, outcome: Outcome, wait: float) -> Refuse:
-        self.outcome = outcome
-        return Refuse(outcome, None if outcome in WITHOUT_RETRY_AFTER else wait)

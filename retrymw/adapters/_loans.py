@@ -122,7 +122,7 @@ class _Loan(Generic[C]):
                     self._connection = self._lender._open(self._attempt)
                 except Exception as exc:
                     if self._attempt is not None:
-                        self._attempt.saw(exc)
+                        self._attempt.saw(exc, database=self._lender)
                     raise
                 if self._over:  # it took too long: nobody waits for it any more
                     self._give_back()

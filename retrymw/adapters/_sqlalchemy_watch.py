@@ -273,8 +273,10 @@ def _is_lost(dialect: Any, pooled: Any, exc: BaseException) -> bool:
     failure = classify(exc)
     if failure is not None:
         return failure.kind == "disconnection"
-    answered = isinstance(exc, dialect.loaded_dbapi.Error)
-    return not answered or bool(dialect.is_disconnect(exc, pooled, None))
+    connection = pooled.dbapi_connection
+    if connection is None or not isinstance(exc, dialect.loaded_dbapi.Error):
+        return True  # None: the end of the attempt has taken it away
+    return bool(dialect.is_disconnect(exc, connection, None))
 
 
 def _autocommits(dialect: Any, connection: Connection, pooled: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Final, get_args
 
 from retrymw._core.failure import Failure
 from retrymw.classify import layers, mysql, orms, own, postgresql, sqlite
-from retrymw.classify._frames import REGISTRY, Package, dry_pool, origin_of, phase_of
+from retrymw.classify._frames import REGISTRY, Package, dry_pool, innermost, phase_of
 from retrymw.exceptions import (
     DisconnectionError,
     Phase,
@@ -161,7 +161,16 @@ def _classify_alone(exc: BaseException) -> Failure | None:
     package = _package_of(type(exc))  # type: ignore[arg-type]  # a class is hashable
     try:
         if package is _TRANSPORT:
-            package = REGISTRY.get(origin_of(exc))
+            origin, function = innermost(exc)
+            package = REGISTRY.get(origin)
+            if isinstance(exc, RuntimeError):
+                # uvloop shows no socket any more: what hangs up on a greeting is a full server.
+                hung_up = package is not None and function in package.greets
+                return (
+                    Failure("too-many-connections", "connect", exc, driver=origin)
+                    if hung_up
+                    else None
+                )
             if package is None and exc.__context__ is not None:
                 pool = dry_pool(exc)
                 if pool is not None:
@@ -180,6 +189,7 @@ def _package_of(cls: type[BaseException]) -> Package | None:
             return package
     # On Python 3.10 neither asyncio's TimeoutError nor that of concurrent.futures is an OSError.
     transport = issubclass(cls, (OSError, EOFError)) or cls.__name__ == "TimeoutError"
+    transport = transport or cls is RuntimeError
     return _TRANSPORT if transport else None
 
 

@@ -23,10 +23,10 @@ __all__ = [
     "autocommits",
     "dry_pool",
     "frames_of",
+    "innermost",
     "is_a",
     "is_of_a_socket",
     "is_transport",
-    "origin_of",
     "package_of",
     "phase_of",
 ]
@@ -62,6 +62,8 @@ class Package(NamedTuple):
             the driver beneath. It must not talk to the server.
         waits: functions of the package in which one waits for a connection of its pool, for as long
             as the app allows.
+        greets: functions of the package that look at a new connection before the server has had its
+            say, and raise a RuntimeError if it has hung up already.
     """
 
     classify: Callable[[BaseException], Failure | None]
@@ -69,6 +71,7 @@ class Package(NamedTuple):
     statements: Mapping[str, str] = {}
     autocommits: Callable[[object], bool | None] = autocommits
     waits: Collection[str] = ()
+    greets: Collection[str] = ()
 
 
 class Text(NamedTuple):
@@ -175,13 +178,8 @@ def phase_of(exc: BaseException, *, answered: bool = False) -> Phase:
     return next((phase for phase in _PRECEDENCE if phase in found), "unknown")
 
 
-def origin_of(exc: BaseException) -> str:
-    """The package whose code raised ``exc``: the innermost frame that is no transport's."""
-    return _innermost(exc)[0]
-
-
-def _innermost(exc: BaseException) -> tuple[str, str]:
-    """Package and function of the innermost frame that is no transport's."""
+def innermost(exc: BaseException) -> tuple[str, str]:
+    """Package and function of the innermost frame that is no transport's; empty if all are."""
     last = traceback = exc.__traceback__
     while traceback is not None:
         last, traceback = traceback, traceback.tb_next
@@ -208,7 +206,7 @@ def dry_pool(exc: BaseException) -> str | None:
     for _ in range(3):
         if cancelled is None or type(cancelled).__name__ != "CancelledError":
             break
-        package, function = _innermost(cancelled)
+        package, function = innermost(cancelled)
         if package in REGISTRY and function in REGISTRY[package].waits:
             return package
         cancelled = cancelled.__context__

@@ -224,6 +224,7 @@ PACKAGES: Final[dict[str, Package]] = {
         },
         statements={"query": "sql", "autocommit": "value"},
         waits=("_acquire",),
+        greets=("_set_keep_alive", "_set_nodelay"),
     ),
     "asyncmy": Package(
         asyncmy,
@@ -234,6 +235,7 @@ PACKAGES: Final[dict[str, Package]] = {
             "ping": "execute",
         },
         waits=("_acquire",),
+        greets=("_set_keep_alive", "_set_nodelay"),
     ),
     "MySQLdb": Package(
         mysqlclient,

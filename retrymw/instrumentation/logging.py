@@ -22,13 +22,14 @@ def log(report: Report) -> None:
     if not logger.isEnabledFor(level):
         return
     story = "; ".join(
-        f"attempt {number}: {failure.kind} in {failure.phase}"
+        (f"attempt {number}" if report.attempts else "it waited its turn")
+        + f": {failure.kind} in {failure.phase}"
         + (f" [{failure.driver} {failure.code}]" if failure.code is not None else "")
         + f": {failure.exception!r}"
         for number, failure in enumerate(report.failures, start=1)
     )
     if report.outcome == "overload":
-        story += "; as many requests were waiting as RetryPolicy.max_waiting allows"
+        story += "; no more may wait (RetryPolicy.max_waiting), or the server shuts down"
     fence = f", fence {report.fence!r}" if report.fence is not None else ""
     logger.log(
         level,

@@ -51,7 +51,8 @@ class Relay:
     """The two sockets of one connection. Not thread safe: the proxy's lock guards it.
 
     `rule(relay, moment)` says how to cut the connection at that moment, if at all. The moments
-    are those of `FaultProxy.cut`, and "request".
+    are those of `FaultProxy.cut`, and "request". `struck()` is called just before that
+    is done.
     """
 
     def __init__(
@@ -60,13 +61,16 @@ class Relay:
         stream: Stream,
         selector: selectors.BaseSelector,
         rule: Callable[[Relay, Moment | Literal["request"]], How | None],
+        struck: Callable[[], None],
     ) -> None:
         self.silent = False
+        self._fate: How | None = None  # at the answer to what is under way to the database
         self._client = client
         self._upstream = socket.socket()
         self._stream = stream
         self._selector = selector
         self._rule = rule
+        self._struck = struck
         self._unsent = {self._client: bytearray(), self._upstream: bytearray()}
         self._held: bytearray | None = None  # the reply to a COMMIT, while it is incomplete
         for sock in self._unsent:
@@ -86,7 +90,7 @@ class Relay:
     def connect(self, address: tuple[str, int]) -> None:
         """Begin to relay; `address` is that of the database."""
         if how := self._rule(self, "connect"):
-            self.cut(how)
+            self._strike(how)
         else:
             self._upstream.connect_ex(address)
             self._watch()
@@ -111,10 +115,22 @@ class Relay:
             self._close(self._client)
         self._watch()
 
+    def end_silence(self) -> None:
+        """Reset the connection if it is silent, or will be with the next answer."""
+        if self.silent:
+            self.cut("reset")
+        elif self._fate == "blackhole":
+            self._fate = "reset"
+
     def close(self) -> None:
         """Close both sides at once."""
         for sock in self._unsent:
             self._close(sock)
+
+    def _strike(self, how: How) -> None:
+        self._fate = None
+        self._struck()
+        self.cut(how)
 
     @staticmethod
     def _reset_at_close(sock: socket.socket) -> None:
@@ -147,25 +163,27 @@ class Relay:
         except OSError:  # reset, or never connected: the other side is to see a reset, too
             self._reset_at_close(self._client if sock is self._upstream else self._upstream)
             data = b""
-        if not data:
+        if self._fate and (sock is self._upstream or not data):
+            self._strike(self._fate)
+        elif not data:
             self._let_go()
             self._close(sock)
         elif sock is self._upstream:
             self._from_upstream(data)
-        else:
+        elif not self._fate:
             self._from_client(data)
         self._watch()
 
     def _from_client(self, data: bytes) -> None:
         for packet, is_request, commits in self._stream.feed(data):
             if commits and (how := self._rule(self, "before-commit")):
-                self.cut(how)
+                self._strike(how)
                 return
             if commits and self._held is None:
                 self._held = bytearray()
             self._unsent[self._upstream] += packet
             if is_request and (how := self._rule(self, "request")):
-                self.cut(how)
+                self._fate = how
                 return
 
     def _from_upstream(self, data: bytes) -> None:
@@ -175,7 +193,7 @@ class Relay:
         self._held += data
         committed = self._stream.committed(self._held)
         if committed and (how := self._rule(self, "commit")):
-            self.cut(how)
+            self._strike(how)
         elif committed is not None:
             self._let_go()
 

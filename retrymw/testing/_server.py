@@ -41,8 +41,9 @@ class Server(ABC):
 
     - `settings`: more settings of the server, under the server's own names.
 
-    The helpers `execute`, `kill_connections`, `connection_count` and `wait_ready` have a way in of
-    their own, which works when all connections are taken. They raise ImportError without a driver.
+    The helpers `execute`, `kill_connections`, `connection_count`, `wait_ready` and `wait_for_sleep`
+    have a way in of their own, which works when all connections are taken. They raise ImportError
+    without a driver.
     """
 
     host: Final = "127.0.0.1"
@@ -54,6 +55,7 @@ class Server(ABC):
     _driver: ClassVar[tuple[str, str]]  # module, and what to install for it
     _end_signal: ClassVar[signal.Signals] = signal.SIGTERM
     _question: ClassVar[str] = "SELECT 1"  # for wait_ready
+    _sleeping: ClassVar[str]  # for wait_for_sleep
 
     def __init__(self, max_connections: int, settings: Mapping[str, object] | None) -> None:
         self.max_connections = max_connections
@@ -167,6 +169,17 @@ class Server(ABC):
                 time.sleep(0.01)
             else:
                 return
+
+    def wait_for_sleep(self, timeout: float = 10.0) -> None:
+        """Wait until a statement sleeps in the server, `SELECT SLEEP(9)` or `pg_sleep(9)` say.
+
+        Raises TimeoutError after about `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.execute(self._sleeping):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no statement sleeps in {self.url} after {timeout} s")
+            time.sleep(0.01)
 
     def execute(self, sql: str) -> list[tuple[Any, ...]]:
         """Run one statement as superuser in the app's database, commit, and return its rows."""

@@ -118,9 +118,10 @@ class FaultProxy:
 
         `at`, the moment:
         - "connect": when a connection is accepted;
-        - a number n >= 1: at the n-th request of a connection, counted from now; the database gets
-          it, the client gets no answer. A request is what the server answers after the login: in
-          MySQL a command, in PostgreSQL a simple query or a Sync, a Flush or a function call;
+        - a number n >= 1: at the n-th request of a connection, counted from now, when the database
+          answers it; the client gets no answer. A request is what the server answers after the
+          login: in MySQL a command, in PostgreSQL a simple query, a Sync, a Flush or a function
+          call;
         - "before-commit": when the client sends COMMIT, which the database never gets;
         - "commit": when the database has confirmed a COMMIT, which the client never learns.
 
@@ -149,8 +150,7 @@ class FaultProxy:
         with self._lock:
             self._armed.clear()
             for relay in self._relays:
-                if relay.silent:
-                    relay.cut("reset")
+                relay.end_silence()
             self._refused_until = 0.0
             self._open_or_shut()
 
@@ -258,7 +258,7 @@ class FaultProxy:
         except OSError:  # gone again
             return
         self._accepted += 1
-        relay = Relay(client, STREAMS[self._protocol](), self._selector, self._rule)
+        relay = Relay(client, STREAMS[self._protocol](), self._selector, self._rule, self._struck)
         self._relays.add(relay)
         relay.connect(self._address)
 
@@ -272,10 +272,12 @@ class FaultProxy:
                 fault.times -= 1
                 if not fault.times:
                     self._armed.remove(fault)
-                self._faults += 1
-                self._lock.notify_all()
                 return fault.how
         return None
+
+    def _struck(self) -> None:
+        self._faults += 1
+        self._lock.notify_all()
 
 
 def _check_how(how: object) -> None:

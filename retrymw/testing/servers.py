@@ -27,6 +27,7 @@ class MariaDB(Server):
     protocol = "mysql"
     _user = "mysql"
     _driver = ("pymysql", "PyMySQL")
+    _sleeping = "SELECT 1 FROM information_schema.processlist WHERE state = 'User sleep'"
 
     def __init__(
         self, *, max_connections: int = 50, settings: Mapping[str, object] | None = None
@@ -130,6 +131,7 @@ class PostgreSQL(Server):
     _user = "postgres"
     _driver = ("psycopg", "psycopg[binary]")
     _end_signal = signal.SIGINT
+    _sleeping = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 
     def __init__(
         self,

@@ -287,7 +287,7 @@ async def test_close_is_bounded(database: Any, mariadb_proxy: FaultProxy) -> Non
     mariadb_proxy.cut_all("blackhole")
     start = monotonic()
     await database.close()
-    assert monotonic() - start < 4
+    assert monotonic() - start < 10
 
 
 @pytest.mark.anyio
@@ -297,7 +297,7 @@ async def test_dry_pool(database: Any) -> None:
         start = monotonic()
         with pytest.raises(TooManyConnections, match=r"none of the pool's 2 connections .* 0\.2 s"):
             await identity(database)
-        assert 0.1 < monotonic() - start < 2
+        assert 0.1 < monotonic() - start < 10
         await database.ping()  # which does not need the pool
     assert in_use(database) == 0
 
@@ -318,7 +318,7 @@ async def test_connection_that_is_not_kept_makes_room(
                 mariadb.kill_connections()
     start = monotonic()
     await waiting
-    assert monotonic() - start < 3
+    assert monotonic() - start < 8
     assert things() == []
 
 
@@ -327,14 +327,13 @@ async def test_connect_that_hangs(
     open_database: Callable[..., Any], driver: Driver, mariadb_proxy: FaultProxy
 ) -> None:
     """It is given up after connect_timeout, and keeps nobody from connections that are idle."""
-    database = open_database(connect_timeout=1)
+    database = open_database(connect_timeout=3)
     async with database.connection():
         mariadb_proxy.cut("blackhole", at="connect")
         hanging = asyncio.ensure_future(identity(database))
         await anyio.to_thread.run_sync(mariadb_proxy.wait_for_faults)
-    start = monotonic()
     await identity(database)
-    assert monotonic() - start < 0.5
+    assert not hanging.done()
     with pytest.raises(driver.error, match="2003"):
         await hanging
     assert in_use(database) == 0
@@ -363,11 +362,11 @@ async def test_cancelled_while_connecting(database: Any, mariadb_proxy: FaultPro
 @pytest.mark.anyio
 async def test_recycle(open_database: Callable[..., Any]) -> None:
     """A connection that was idle for longer than pool_recycle is replaced."""
-    database = open_database(pool_recycle=0.05)
-    first = await identity(database)
-    assert await identity(database) == first
-    await asyncio.sleep(0.1)
-    assert await identity(database) != first
+    for recycle, is_kept in ((60, True), (0.01, False)):
+        database = open_database(pool_recycle=recycle)
+        first = await identity(database)
+        await asyncio.sleep(0.05)
+        assert (await identity(database) == first) is is_kept
 
 
 @pytest.mark.anyio
@@ -407,7 +406,7 @@ async def test_one_silent_connection_renews_the_pool(
     open_database: Callable[..., Any], mariadb_proxy: FaultProxy
 ) -> None:
     """After a server fell silent one replay is enough: the others are not tried one by one."""
-    database = open_database(read_timeout=0.3)
+    database = open_database(read_timeout=1)
     async with database.connection(), database.connection():
         pass
     mariadb_proxy.cut_all("blackhole")
@@ -511,7 +510,7 @@ async def test_task_in_a_statement_at_the_end(
         await request(endpoint, database)
     with pytest.raises(driver.error):
         await tasks[0]
-    assert monotonic() - start < 4
+    assert monotonic() - start < 10
     assert in_use(database) == 0
     assert await execute(database, "SELECT 1") == [(1,)]
 
@@ -533,7 +532,7 @@ async def test_task_in_a_statement_after_the_end(
     assert outcome(await request(endpoint, database)) == (200, None)
     with pytest.raises(driver.error):
         await tasks[0]
-    assert monotonic() - start < 4
+    assert monotonic() - start < 10
     assert in_use(database) == 0
 
 
@@ -542,7 +541,7 @@ async def test_silent_server(
     open_database: Callable[..., Any], driver: Driver, mariadb_proxy: FaultProxy
 ) -> None:
     """A statement that is not answered fails after read_timeout, and the request is replayed."""
-    database = open_database(read_timeout=0.3)
+    database = open_database(read_timeout=1)
     causes: list[BaseException | None] = []
 
     async def endpoint() -> None:
@@ -556,7 +555,7 @@ async def test_silent_server(
             raise
 
     assert outcome(await request(endpoint, database)) == (200, "recovered")
-    assert [str(cause) for cause in causes] == ["no answer in 0.3 s"]
+    assert [str(cause) for cause in causes] == ["no answer in 1 s"]
 
 
 @pytest.mark.anyio
@@ -564,7 +563,7 @@ async def test_silent_server_that_does_not_read(
     open_database: Callable[..., Any], driver: Driver, mariadb_proxy: FaultProxy
 ) -> None:
     """A statement that can't even be sent fails after read_timeout as well."""
-    database = open_database(read_timeout=0.5)
+    database = open_database(read_timeout=1)
     async with database.connection() as connection:
         await connection.begin()
         mariadb_proxy.cut_all("blackhole")
@@ -579,7 +578,7 @@ async def test_silent_while_rows_are_fetched(
     open_database: Callable[..., Any], driver: Driver, mariadb_proxy: FaultProxy
 ) -> None:
     """Rows of an unbuffered cursor are not waited for without a bound; the attempt is doomed."""
-    database = open_database(read_timeout=0.5)
+    database = open_database(read_timeout=1)
 
     async def endpoint() -> int:
         async with database.connection() as connection:
@@ -616,7 +615,7 @@ async def test_rows_that_nobody_fetched(
     start = monotonic()
     first = await request(endpoint, database)
     assert str(await identity(database)) != first.text
-    assert monotonic() - start < 1
+    assert monotonic() - start < 2
 
 
 @pytest.mark.anyio
@@ -800,7 +799,7 @@ async def test_bounded_rollback(
     start = monotonic()
     with pytest.raises(LookupError):
         await request(endpoint, database)
-    assert 1 < monotonic() - start < 4
+    assert 1 < monotonic() - start < 20
     assert in_use(database) == 0
 
 
@@ -920,20 +919,18 @@ async def test_rollback_cuts_a_statement(
     is no reason to give up the other connections of the pool."""
     async with database.connection(), database.connection():
         pass  # two connections in the pool
-    sleeping = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE '%SLEEP(20%'"
 
     async def endpoint() -> None:
         await execute(database, "SELECT 1")
         task = asyncio.ensure_future(execute(database, "SELECT SLEEP(20)"))
-        while mariadb.execute(sleeping) == [(1,)]:  # of this very statement  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await anyio.to_thread.run_sync(mariadb.wait_for_sleep)
         await database.rollback(current_attempt())
         with pytest.raises(driver.error):
             await task
 
     start = monotonic()
     assert (await request(endpoint, database)).status_code == 200
-    assert monotonic() - start < 4
+    assert monotonic() - start < 10
     assert in_use(database) == 0
     await identity(database)
     assert mariadb_proxy.accepted == 2

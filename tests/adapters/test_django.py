@@ -748,7 +748,6 @@ def test_connection_of_another_thread(site: Site) -> None:
     """G1, G8: a thread that is in the middle of a statement when its attempt has failed is cut
     off, and what it used is closed."""
     site.shell = "asgi"
-    started = threading.Event()
     threads: list[threading.Thread] = []
     errors: list[BaseException] = []
     slow = {"mysql": "SELECT SLEEP(30)", "postgresql": "SELECT pg_sleep(30)"}
@@ -758,9 +757,8 @@ def test_connection_of_another_thread(site: Site) -> None:
         try:
             with site.atomic():
                 site.add("a")
-                started.set()
                 site.execute(slow[site.server.protocol])
-        except (Error, RuntimeError) as exc:  # it was cut, or is too late
+        except Error as exc:  # it was cut
             errors.append(exc)
         assert wrapper.connection is None
 
@@ -770,7 +768,7 @@ def test_connection_of_another_thread(site: Site) -> None:
             context = copy_context()
             threads.append(threading.Thread(target=lambda: context.run(work)))
             threads[0].start()
-            await sync_to_async(started.wait, thread_sensitive=False)(10)
+            await sync_to_async(site.server.wait_for_sleep, thread_sensitive=False)()
             await sync_to_async(site.execute)(site.conflict)
         return ok()
 
@@ -1044,7 +1042,7 @@ class WithPool(OnPostgreSQL):
 
     @pytest.fixture
     def options(self, size: int) -> dict[str, Any]:
-        return {"pool": {"min_size": 0, "max_size": size, "timeout": 0.4}}
+        return {"pool": {"min_size": 0, "max_size": size, "timeout": 0.6}}
 
 
 class TestConformanceOnMariaDB(OnMariaDB, AdapterConformance):
@@ -1069,4 +1067,4 @@ class TestAccountingOfThePool(WithPool, AccountingConformance):
     @pytest.fixture
     def options(self, size: int) -> dict[str, Any]:
         # By default the pool waits a second after a connect that failed, then 2, then 4 …
-        return {"pool": {"max_size": size, "min_size": 0, "timeout": 0.4, "reconnect_timeout": 0.1}}
+        return {"pool": {"max_size": size, "min_size": 0, "timeout": 0.6, "reconnect_timeout": 0.1}}

@@ -636,22 +636,19 @@ def test_thread_that_is_left_in_a_statement(shop: Shop) -> None:
     sleep = "SELECT SLEEP(20)" if isinstance(shop.server, MariaDB) else "SELECT pg_sleep(20)"
     threads = ThreadPoolExecutor(2)
     futures = []
-    started = threading.Event()
 
     def linger() -> None:
-        pool.execute_sql("SELECT 1")
-        started.set()
         pool.execute_sql(sleep)
 
     def endpoint() -> None:
         futures.append(threads.submit(contextvars.copy_context().run, linger))
-        assert started.wait(10)
+        shop.server.wait_for_sleep()
 
     start = monotonic()
     assert told(request(endpoint, database)) == (200, None)
-    with pytest.raises((peewee.PeeweeException, RuntimeError)):
+    with pytest.raises(peewee.PeeweeException):
         futures[0].result(10)
-    assert monotonic() - start < 9
+    assert monotonic() - start < 15
     threads.shutdown()
     assert (pool._in_use, pool._connections) == ({}, [])
 
@@ -803,7 +800,7 @@ def test_connection_that_takes_too_long(shop: Shop) -> None:
     start = monotonic()
     with pytest.raises(LookupError):
         request(endpoint, database)
-    assert monotonic() - start < 8
+    assert monotonic() - start < 20
     shop.server.resume()
     with pytest.raises(RuntimeError, match=r"given back already|is over"):
         futures[0].result(20)
@@ -825,7 +822,7 @@ def test_release_does_not_wait_for_others_that_connect(shop: Shop) -> None:
 
     start = monotonic()
     assert told(request(endpoint, database)) == (200, None)
-    assert monotonic() - start < 8
+    assert monotonic() - start < 20
     shop.server.resume()
     assert futures[0].result(20) is True
     for thread in threading.enumerate():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -53,7 +52,7 @@ def options(server: PostgreSQL, proxy: FaultProxy, **more: Any) -> dict[str, Any
         "kwargs": arguments | {"connect_timeout": 2},
         "min_size": 0,
         "max_size": 2,
-        "timeout": 0.2,
+        "timeout": 0.6,  # to connect, too
         "reconnect_timeout": 0.1,
     } | more
 
@@ -740,7 +739,7 @@ class Special(UnitOfWorkConformance):
         start = monotonic()
         with pytest.raises(LookupError):
             stage.request(endpoint)
-        assert monotonic() - start < 1.5
+        assert monotonic() - start < 2
         stage.wait_until_free()
         assert stage.request(lambda: stage.execute("SELECT 1")).status_code == 200
 
@@ -778,7 +777,7 @@ class Special(UnitOfWorkConformance):
             start = monotonic()
             with pytest.raises(PoolTimeout):
                 await stage.call(database.ping)
-            assert monotonic() - start < 4
+            assert monotonic() - start < 10
 
         assert stage.request(endpoint).status_code == 200
 
@@ -841,7 +840,7 @@ class Special(UnitOfWorkConformance):
         start = monotonic()
         with pytest.raises(psycopg.OperationalError):
             call()
-        assert monotonic() - start < 4
+        assert monotonic() - start < 10
         stage.wait_until_free()
 
     def test_failed_connect_is_squashed(self, stage: Stage) -> None:
@@ -883,15 +882,6 @@ END $$ LANGUAGE plpgsql; GRANT ALL ON FUNCTION app.wait() TO app
 """
 
 
-def wait_until_asleep(server: PostgreSQL) -> None:
-    """Until a statement of the app's sleeps."""
-    asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-    until = time.monotonic() + 20
-    while not server.execute(asleep):
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
 class Sync:
     """A pool of connections."""
 
@@ -913,12 +903,10 @@ class TestDatabase(Sync, Special, AdapterConformance):
     @pytest.mark.parametrize("fails", [True, False])
     def test_thread_that_is_left_in_a_statement(self, stage: Stage, fails: bool) -> None:
         """G1, G6: its connection is cut off at once, and goes to nobody else."""
-        started = threading.Event()
         errors: list[BaseException] = []
 
         def linger() -> None:
             with stage.subject.database.connection() as connection:
-                started.set()
                 with pytest.raises(psycopg.OperationalError) as raised:
                     connection.execute("SELECT pg_sleep(20)")
                 errors.append(raised.value)
@@ -927,9 +915,7 @@ class TestDatabase(Sync, Special, AdapterConformance):
             await stage.execute("SELECT 1")
             threads.append(threading.Thread(target=in_context(linger)))
             threads[0].start()
-            started.wait(10)
-            while not any(row[0] for row in stage.server.execute(SLEEPING)):
-                pass
+            stage.server.wait_for_sleep()
             if fails:
                 raise LookupError("a bug")
 
@@ -938,7 +924,7 @@ class TestDatabase(Sync, Special, AdapterConformance):
         with pytest.raises(LookupError) if fails else nullcontext():
             stage.request(endpoint)
         threads[0].join(10)
-        assert monotonic() - start < 4
+        assert monotonic() - start < 10
         assert len(errors) == 1
         stage.wait_until_free()
         assert stage.request(lambda: stage.execute("SELECT 1")).status_code == 200
@@ -1043,8 +1029,7 @@ class TestAsyncDatabase(Async, Special, AdapterConformance):
         async def endpoint() -> None:
             await stage.execute("SELECT 1")
             tasks.append(asyncio.create_task(stage.execute("SELECT pg_sleep(20)")))
-            while not any(row[0] for row in stage.server.execute(SLEEPING)):  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            await asyncio.to_thread(stage.server.wait_for_sleep)
             raise LookupError("a bug")
 
         async def outcome() -> BaseException | None:
@@ -1055,7 +1040,7 @@ class TestAsyncDatabase(Async, Special, AdapterConformance):
         with pytest.raises(LookupError):
             stage.request(endpoint)
         assert isinstance(stage.portal.call(outcome), psycopg.OperationalError)
-        assert monotonic() - start < 4
+        assert monotonic() - start < 10
         stage.wait_until_free()
         assert told(stage.request(lambda: stage.execute("SELECT 1"))) == (200, None, None)
 
@@ -1159,7 +1144,7 @@ class TestAsyncDatabase(Async, Special, AdapterConformance):
         @rollback_safe
         async def endpoint() -> None:
             insert = asyncio.ensure_future(stage.execute("INSERT INTO things SELECT app.wait()"))
-            await asyncio.to_thread(wait_until_asleep, stage.server)
+            await asyncio.to_thread(stage.server.wait_for_sleep)
             insert.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await insert
@@ -1222,9 +1207,6 @@ class TestAsyncDatabase(Async, Special, AdapterConformance):
             assert ended.wait(12)
         stage.wait_until_free()
         assert stage.names() == []
-
-
-SLEEPING = "SELECT query LIKE '%pg_sleep(20)%' FROM pg_stat_activity WHERE usename = 'app'"
 
 
 # Without a middleware, or without a server.

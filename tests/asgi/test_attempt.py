@@ -405,11 +405,11 @@ async def test_rollback_callback_that_hangs_is_given_up(async_, monkeypatch):
 
     def hang():
         hanging.set()
-        done.wait(3)
+        done.wait(30)
 
     async def hang_async():
         hanging.set()
-        await anyio.sleep(3)
+        await anyio.sleep(30)
 
     async def app(scope, receive, send):
         current_attempt().on_rollback(hang_async if async_ else hang)
@@ -421,7 +421,7 @@ async def test_rollback_callback_that_hangs_is_given_up(async_, monkeypatch):
         await request(app)
     done.set()
     assert hanging.is_set()
-    assert anyio.current_time() - began < 2
+    assert anyio.current_time() - began < 15
 
 
 async def test_attempt_is_readable():

@@ -327,6 +327,7 @@ class TestPostgreSQL:
         role.execute("ALTER ROLE app CONNECTION LIMIT 5")
         short = finding(ask(role, *pool(2, 3)), "role app will run dry", "warning")
         assert "at most 2 in each of the 2 workers" in short["set"]
+        wait_until(lambda: role.connection_count() == 0)
         with connected(5, lambda: psycopg.connect(**role.connect_args())):
             assert "it is full" in finding(ask(role), "does not let us in")["what"]
         role.execute(short["set"].partition("; or ")[2])

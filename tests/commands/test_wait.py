@@ -196,7 +196,7 @@ class TestWaits:
         proxy = request.getfixturevalue(name)
         proxy.cut("blackhole", 1)
         url = url_of(server, driver, port=proxy.port)
-        result = done("wait", url, "--attempt-timeout", "1")
+        result = done("wait", url, "--attempt-timeout", "3")
         assert result.returncode == 0, result.stderr
         assert "(2 attempts)" in result.stderr
 

@@ -330,10 +330,10 @@ def test_no_replays_at_all():
 
 @pytest.mark.parametrize(
     ("now", "expected"),
-    [(104.4, Replay(0.5)), (104.5, Refuse("deadline", 0.5)), (200.0, Refuse("deadline", 0.5))],
+    [(104.9, Replay(0.5)), (105.0, Refuse("deadline", 0.5)), (200.0, Refuse("deadline", 0.5))],
 )
-def test_wait_that_would_end_at_the_deadline_is_refused_at_once(now, expected):
-    """G2: a request does not wait for a moment at which it may not start any more."""
+def test_failure_at_the_deadline_is_refused(now, expected):
+    """G2: nothing is replayed past the deadline; before it, others may call earlier."""
     assert fail(exchange(deadline=5), failure(), now=now) == expected
 
 
@@ -346,21 +346,42 @@ def test_no_attempt_begins_at_or_past_the_deadline(now, begins):
     assert made.number == 1 + begins
 
 
-def test_full_waiting_room_refuses():
-    """G2: a request that would wait beyond max_waiting is refused as overload."""
-    assert fail(exchange(), failure(), admit=lambda: False) == Refuse("overload", 0.5)
+@pytest.mark.parametrize("outcome", ["deadline", "overload"])
+def test_giving_up_after_an_attempt(outcome):
+    """G7, G10: who waits in vain for a replay is refused, with the failures that it met."""
+    made = exchange()
+    failed = failure()
+    fail(made, failed)
+    assert made.give_up(outcome, failure("conflict")) == Refuse(outcome, 0.5)
+    report = made.report(105.0, "/")
+    assert (report.attempts, report.failures, report.outcome) == (1, (failed,), outcome)
 
 
-def test_overload_does_not_hide_a_lost_commit():
-    """G4: what may have been committed is told, and not that there were too many waiting."""
-    assert fail(exchange("PUT"), failure(phase="commit"), admit=lambda: False).outcome == "unknown"
+def test_giving_up_before_the_first_attempt():
+    """G7: who waits in vain for its turn has made no attempt; what it waited for is told."""
+    made = exchange()
+    awaited = failure()
+    assert made.give_up("overload", awaited) == Refuse("overload", 0.5)
+    report = made.report(105.0, "/")
+    assert (report.attempts, report.failures, report.outcome) == (0, (awaited,), "overload")
+
+
+def test_giving_up_asks_for_the_wait_of_the_replay_that_did_not_come():
+    """G10: what Retry-After says is the wait that would have been next."""
+    made = exchange(wait=tenacity.wait_incrementing(start=0.1, increment=0.1))
+    fail(made, failure())
+    made.begin(102.0)
+    fail(made, failure())
+    assert made.give_up("deadline", None).retry_after == pytest.approx(0.2)
+    early = exchange(wait=tenacity.wait_incrementing(start=0.1, increment=0.1))
+    assert early.give_up("deadline", failure()).retry_after == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         ({"max_replays": 0}, Refuse("exhausted", 0.5)),
-        ({"deadline": 1.2}, Refuse("deadline", 0.5)),
+        ({"deadline": 1.0}, Refuse("deadline", 0.5)),
         ({"wait": tenacity.wait_fixed(0.25)}, Replay(0.25)),
         ({"kinds": {"conflict"}}, Raise()),
     ],
@@ -389,12 +410,6 @@ def test_wait_is_asked_once_for_each_replay(overrides):
     for expected in (0.1, 0.2, 0.3):
         assert fail(made, failure()) == Replay(expected)
         made.begin(102.0)
-
-
-def test_endless_wait_is_refused():
-    """G10: a strategy that would wait for ever is past any deadline."""
-    command = fail(exchange(wait=tenacity.wait_fixed(float("inf"))), failure())
-    assert command.outcome == "deadline"
 
 
 def test_wait_that_raises_does_not_lose_the_cause():

@@ -25,6 +25,7 @@ DEFAULTS = {
 
 # Most attempts fail and most requests may be replayed, or few exchanges would get beyond the first.
 rarely = st.sampled_from([False] * 11 + [True])
+refusals = st.sampled_from([None] * 12 + ["deadline", "overload"])  # of the waiting room
 # Quarters are exact, so that limits are met and not just missed.
 seconds = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 1.75, 4.0])
 failures = st.builds(failure, st.sampled_from(KINDS), st.sampled_from(PHASES))
@@ -103,11 +104,10 @@ class Exchanges(RuleBasedStateMachine):
         ending=endings,
         failed=failures,
         status=statuses,
-        overloaded=rarely,
         mark=marks,
         took=seconds,
     )
-    def attempt(self, events, ending, failed, status, overloaded, mark, took):
+    def attempt(self, events, ending, failed, status, mark, took):
         for event in events:
             self.happen(event)
         self.now += took
@@ -115,10 +115,8 @@ class Exchanges(RuleBasedStateMachine):
             self.mark = self.exchange.mark = mark
         failed = failed if ending == RAISED else None
         raised = ending != ANSWERED
-        command = self.exchange.ended(
-            self.now, failure=failed, raised=raised, status=status, admit=lambda: not overloaded
-        )
-        self.check(command, failed, raised, status, overloaded)
+        command = self.exchange.ended(self.now, failure=failed, raised=raised, status=status)
+        self.check(command, failed, raised, status)
 
     def happen(self, event):
         exchange = self.exchange
@@ -146,7 +144,7 @@ class Exchanges(RuleBasedStateMachine):
 
     # What must become of it.
 
-    def check(self, command, failed, raised, status, overloaded):
+    def check(self, command, failed, raised, status):
         passed = Raise() if raised else Send()
         reason = self.reason(failed)
         handled = not raised and status is not None and status < 500
@@ -159,7 +157,7 @@ class Exchanges(RuleBasedStateMachine):
             assert command == passed, "G2: nothing can follow a released response"
             self.finish("sealed")
             return
-        allowed = self.allowed(failed, overloaded)
+        allowed = self.allowed(failed)
         if isinstance(command, Replay):
             assert allowed == {"replay"}
             assert command.after == self.rule_of("wait")(None)
@@ -183,7 +181,7 @@ class Exchanges(RuleBasedStateMachine):
     def seen(self, failed):
         return self.doomed if failed is None else [failed, *self.doomed]
 
-    def allowed(self, failed, overloaded):
+    def allowed(self, failed):
         """What DESIGN allows to become of a failed attempt: the words of a refusal, or a replay."""
         column = self.column(failed)
         if not self.may_replay(column):
@@ -193,10 +191,8 @@ class Exchanges(RuleBasedStateMachine):
             words.add("sealed")
         if self.runs > self.rule_of("max_replays"):
             words.add("exhausted")
-        if self.now + self.rule_of("wait")(None) >= self.arrived + self.rule_of("deadline"):
+        if self.now >= self.arrived + self.rule_of("deadline"):
             words.add("deadline")
-        if overloaded:
-            words.add("overload")
         return words or {"replay"}
 
     def column(self, failed):
@@ -224,10 +220,28 @@ class Exchanges(RuleBasedStateMachine):
 
     # Between attempts.
 
-    @precondition(lambda self: self.state == "waiting")
-    @rule(waited=seconds, client_leaves=rarely, late_fence=rarely)
-    def wait(self, waited, client_leaves, late_fence):
+    @precondition(lambda self: self.state == "over")
+    @rule(waited=seconds, outcome=st.sampled_from(["deadline", "overload"]), awaited=failures)
+    def wait_for_the_first_attempt_in_vain(self, waited, outcome, awaited):
+        self.arrive("GET", DEFAULTS, self.now)
         self.now += waited
+        self.runs, self.failed = 0, [awaited]
+        self.give_up(outcome, awaited)
+
+    def give_up(self, outcome, awaited):
+        refusal = self.exchange.give_up(outcome, awaited)
+        assert refusal == Refuse(outcome, self.rule_of("wait")(None)), "G10"
+        self.finish(outcome)
+
+    @precondition(lambda self: self.state == "waiting")
+    @rule(
+        waited=seconds, client_leaves=rarely, late_fence=rarely, in_vain=refusals, awaited=failures
+    )
+    def wait(self, waited, client_leaves, late_fence, in_vain, awaited):
+        self.now += waited
+        if in_vain is not None:
+            self.give_up(in_vain, awaited)
+            return
         if late_fence:  # by a thread that the attempt has left behind
             self.exchange.fence("card charged")
             self.fenced = True

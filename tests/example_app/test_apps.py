@@ -13,6 +13,7 @@ from example_app import fastapi_app, flask_app, starlette_app
 from example_app.database import Database, open_database
 from example_app.servers import PrivateServer, url_of
 from retrymw.testing import FaultProxy
+from tests.servers.situations.base import wait_until
 
 APPS = {
     "starlette": starlette_app.create_app,
@@ -175,5 +176,6 @@ def test_connections_go_back(client: Client, proxy: FaultProxy, server: PrivateS
     client("POST", "/orders", json=ORDER)
     client("POST", "/orders", json={**ORDER, "quantity": 1001})
     client("GET", "/products.csv")
+    wait_until(lambda: server.connection_count() == 0)
     with server.fill() as taken:
         assert taken == server.max_connections

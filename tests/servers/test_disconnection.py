@@ -142,7 +142,8 @@ def test_server_is_killed_and_comes_back(client: Client, backend: Any, script: A
     def start(report: Report) -> None:
         backend.server.start()
 
-    response = client("POST", "/rollback_safe/a", hooks=[start])
+    policy = RetryPolicy(wait=tenacity.wait_fixed(0.02), deadline=60)  # to start takes its time
+    response = client("POST", "/rollback_safe/a", hooks=[start], policy=policy)
     assert (told(response), backend.names()) == backend.after_a_cut
 
 

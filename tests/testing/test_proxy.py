@@ -135,8 +135,8 @@ def test_cut_at_a_request(database: Database, how: Any) -> None:
         assert database.proxy.faults == 0
         with database.lost():
             run(connection, "INSERT INTO proxied VALUES (1)")
+        assert database.rows() == 1
     assert (database.proxy.faults, database.proxy.connections) == (1, 0)
-    until(lambda: database.rows() == 1)
 
 
 def test_requests_are_counted_for_each_connection(database: Database) -> None:
@@ -237,7 +237,7 @@ def test_blackhole(database: Database) -> None:
         client = threading.Thread(target=ask)
         client.start()
         database.proxy.wait_for_faults(1)
-        until(lambda: database.rows() == 1)
+        assert database.rows() == 1
         assert client.is_alive()
         assert (database.proxy.connections, database.server.connection_count()) == (1, 1)
         database.proxy.clear()
@@ -384,6 +384,48 @@ def test_packets_may_come_in_pieces(upstream: socket.socket) -> None:
                     client.sendall(bytes([byte]))
                 assert received.read() == b""
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("ended_by", ["answer", "server", "client"])
+def test_cut_at_a_request_waits_for_the_answer(upstream: socket.socket, ended_by: str) -> None:
+    """The fault strikes when the database has answered, or nobody is left to; what the client
+    says meanwhile is not passed on."""
+    request, more = mysql(0, b"\x03INSERT"), mysql(0, b"\x03SELECT")
+    with FaultProxy(upstream.getsockname(), "mysql") as proxy:
+        proxy.cut("reset", 1)
+        with dial(proxy) as client, upstream.accept()[0] as server:
+            server.settimeout(10)
+            client.sendall(request + more)
+            with server.makefile("rb") as received:
+                assert received.read(len(request)) == request
+                assert (proxy.faults, proxy.connections) == (0, 1)
+                if ended_by == "client":
+                    client.close()
+                    assert received.read() == b""
+            if ended_by == "answer":
+                server.sendall(mysql(1, b"\x00"))
+            elif ended_by == "server":
+                server.close()
+            if ended_by != "client":
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+            proxy.wait_for_faults(1)
+        until(lambda: proxy.connections == 0)
+
+
+def test_clear_ends_the_silence_to_come(upstream: socket.socket) -> None:
+    """A connection that was to fall silent with the answer is reset with it after `clear`."""
+    request = mysql(0, b"\x03INSERT")
+    with FaultProxy(upstream.getsockname(), "mysql") as proxy:
+        proxy.cut("blackhole", 1)
+        with dial(proxy) as client, upstream.accept()[0] as server:
+            client.sendall(request)
+            with server.makefile("rb") as received:
+                assert received.read(len(request)) == request
+            proxy.clear()
+            server.sendall(mysql(1, b"\x00"))
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
 
 
 def test_upstream_is_down(upstream: socket.socket) -> None:

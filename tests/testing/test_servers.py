@@ -165,11 +165,19 @@ def test_kill_ends_busy_clients(server: Server) -> None:
 
     client = threading.Thread(target=ask)
     client.start()
-    until(lambda: server.connection_count() == 1)
+    server.wait_for_sleep()
     server.kill()
     server.start()
     client.join(10)
     assert outcome
+
+
+def test_nobody_sleeps(server: Server) -> None:
+    """Who waits for a statement that sleeps, and there is none, gets a TimeoutError."""
+    with connect(server) as connection:
+        run(connection, "SELECT 1")
+        with pytest.raises(TimeoutError, match=r"no statement sleeps in .* after 0\.1 s"):
+            server.wait_for_sleep(0.1)
 
 
 def test_pause(server: Server) -> None:

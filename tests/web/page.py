@@ -154,8 +154,9 @@ does over HTTP/2; what ends them is `deadline`.
 
 **WSGI can't tell that a client has left.** Its request is replayed like any other, and a waiting
 request keeps its thread. With as many waiting requests as threads the server serves nothing else,
-so `max_waiting` is 4 unless the policy says otherwise: set it to half of the threads. gunicorn's
-sync workers have one thread, which a wait stops: use gthread or gevent, or keep `deadline` short.
+so without a `max_waiting` of the policy's half of the threads may wait under uWSGI and waitress,
+which tell how many there are, and four elsewhere: set it to half of the threads. gunicorn's sync
+workers have one thread, which a wait stops: use gthread or gevent, or keep `deadline` short.
 gunicorn also kills a sync worker that is busy for longer than its `--timeout`, which is 30
 seconds. Under gevent a wait costs next to nothing, and `max_waiting` is 1000.
 

@@ -8,6 +8,7 @@ from wsgiref.validate import validator
 
 import pytest
 
+from retrymw._waiting import WaitingRooms
 from retrymw.typing import WSGIApp
 
 from .helpers import wrap
@@ -35,9 +36,22 @@ def outside(request: pytest.FixtureRequest) -> Callable[..., WSGIApp]:
 
 @pytest.fixture
 def on_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], object]], None]:
-    """Give it a function to call in place of every wait, with the seconds."""
+    """Give it a function to call in place of every wait, with the seconds; then it is one's turn.
+
+    Requests that queue, having not begun, have their turn at once.
+    """
 
     def replace(wait: Callable[[float], object]) -> None:
-        monkeypatch.setattr("time.sleep", wait)
+        def take_turn(rooms: WaitingRooms, run: Any, seconds: float) -> None:
+            place = run.place
+            if place.state == "leaving":
+                wait(seconds)
+                rooms.wait(place, 0.0)
+            if place.state == "waiting":
+                place.room.queue.remove(place)
+                place.room.running += 1
+                place.state = "running"
+
+        monkeypatch.setattr("retrymw.wsgi.wait_turn", take_turn)
 
     return replace

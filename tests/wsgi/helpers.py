@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,11 +211,15 @@ def doing(action: Callable[[], object], app: WSGIApp) -> WSGIApp:
 
 
 class FakeDatabase(Database):
-    """Records in ``order`` what is done to it; an exception given for ``rollback`` is raised."""
+    """Records in ``order`` what is done to it; an exception given for ``rollback`` is raised.
+
+    Pings are only counted: how many there are is the waiting room's business.
+    """
 
     def __init__(self, order: list[str] | None = None, *, name: str = "", **doing: Any) -> None:
         self.order: list[str] = [] if order is None else order
         self.opened = 0
+        self.pings = 0
         self._name = name
         self._doing = doing
 
@@ -233,8 +238,17 @@ class FakeDatabase(Database):
         self._do("release")
 
     def ping(self) -> None:
-        self._do("ping")
+        self.pings += 1
+        play(self._doing.get("ping"))
 
     def _do(self, what: str) -> None:
         self.order.append(self._name + what)
         play(self._doing.get(what))
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until it is so, at most 10 s."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited 10 s in vain"
+        time.sleep(0.002)

@@ -10,7 +10,6 @@ import http.client
 import json
 import logging
 import sys
-import time
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -20,32 +19,15 @@ from gevent.event import Event
 from gevent.pool import Group
 from gevent.pywsgi import WSGIServer
 
-from retrymw import DisconnectionError, RetryPolicy, current_attempt
+from retrymw import DisconnectionError, RetryPolicy
 from retrymw.wsgi import RetryMiddleware
 
 LONG = 30.0
-patched_sleep = time.sleep
-changed, go_on = Event(), Event()
-waiting = set()
-
-
-def wait(seconds):
-    """A wait that can be cut short."""
-    waiting.add(gevent.getcurrent())
-    changed.set()
-    go_on.wait(seconds)
-    waiting.remove(gevent.getcurrent())
-
-
-def until_waiting(count):
-    with gevent.Timeout(LONG):
-        while len(waiting) < count:
-            changed.wait()
-            changed.clear()
+healthy = Event()
 
 
 def app(environ, start_response):
-    if environ["PATH_INFO"] == "/down" and not current_attempt().is_replay:
+    if environ["PATH_INFO"] == "/down" and not healthy.is_set():
         raise DisconnectionError("gone")
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"hello"]
@@ -53,7 +35,13 @@ def app(environ, start_response):
 
 def middleware():
     policy = RetryPolicy(wait=tenacity.wait_fixed(LONG), deadline=2 * LONG)
-    return validator(RetryMiddleware(validator(app), policy=policy))
+    return RetryMiddleware(validator(app), policy=policy)
+
+
+def until_waiting(retrying, count):
+    with gevent.Timeout(LONG):
+        while sum(room.waiting for room in retrying.waiting_rooms()) < count:
+            gevent.sleep(0.01)
 
 
 def call(retrying):
@@ -61,15 +49,18 @@ def call(retrying):
     seen = []
     environ = {"SCRIPT_NAME": "", "PATH_INFO": "/down", "QUERY_STRING": ""}
     setup_testing_defaults(environ)
-    result = retrying(environ, lambda status, headers: seen.append((status, dict(headers))))
+    result = validator(retrying)(
+        environ, lambda status, headers: seen.append((status, dict(headers)))
+    )
     with contextlib.closing(result):
         assert list(result)
     [(status, headers)] = seen
-    return int(status[:3]), headers["Retry-Outcome"]
+    return int(status[:3]), headers.get("Retry-Outcome")
 
 
 def over_sockets():
-    server = WSGIServer(("127.0.0.1", 0), middleware(), log=None)
+    retrying = middleware()
+    server = WSGIServer(("127.0.0.1", 0), validator(retrying), log=None)
     server.start()
 
     def get(path):
@@ -82,11 +73,14 @@ def over_sockets():
 
     clients = Group()
     down = [clients.spawn(get, "/down") for _ in range(50)]
-    until_waiting(50)
-    result = {"served meanwhile": get("/static"), "waiting": len(waiting)}
-    go_on.set()
-    clients.join()
-    go_on.clear()
+    until_waiting(retrying, 50)
+    [room] = retrying.waiting_rooms()
+    result = {"served meanwhile": get("/static"), "waiting": room.waiting}
+    healthy.set()
+    with gevent.Timeout(LONG / 2):  # so that nobody's own wait is over
+        result["first success"] = get("/down")
+        clients.join()
+    healthy.clear()
     server.stop()
     return {**result, "afterwards": [reply.value for reply in down]}
 
@@ -95,26 +89,28 @@ def limits():
     retrying = middleware()
     clients = Group()
     down = [clients.spawn(call, retrying) for _ in range(1000)]
-    until_waiting(1000)
-    result = {"one more": call(retrying), "most waiting": len(waiting)}
-    go_on.set()
-    clients.join()
-    go_on.clear()
+    until_waiting(retrying, 1000)
+    [room] = retrying.waiting_rooms()
+    result = {"one more": call(retrying), "most waiting": room.waiting}
+    healthy.set()
+    with gevent.Timeout(LONG / 2):
+        result["first success"] = call(retrying)
+        clients.join()
+    healthy.clear()
     return {**result, "recovered": sum(reply.value == (200, "recovered") for reply in down)}
 
 
 def timeout():
+    retrying = middleware()
     timer = gevent.Timeout(0.01)
     try:
         with timer:
-            call(middleware())
+            call(retrying)
     except gevent.Timeout as passed:
-        return passed is timer
+        return passed is timer and [room.waiting for room in retrying.waiting_rooms()] == [0]
     return False
 
 
 logging.disable()
-time.sleep = wait
-results = {**over_sockets(), **limits()}
-time.sleep = patched_sleep
-sys.stdout.write(json.dumps({**results, "timeout passed": timeout()}))
+results = {**over_sockets(), **limits(), "timeout passed": timeout()}
+sys.stdout.write(json.dumps(results))

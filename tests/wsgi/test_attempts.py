@@ -82,7 +82,7 @@ def test_deadline_passes_while_waiting(
 ) -> None:
     """G2: a wait that took longer than it should have is followed by no attempt."""
     app = Attempts(lost(), answer())
-    on_wait(lambda _: monkeypatch.setattr("retrymw.wsgi.monotonic", lambda: 1e12))
+    on_wait(lambda _: monkeypatch.setattr("retrymw._waiting.monotonic", lambda: 1e12))
     reply = serve(retry(app))
     assert (app.calls, reply.status, reply.outcome) == (1, 503, "deadline")
 

@@ -25,7 +25,7 @@ class Waiters:
 
     def __init__(self, middleware: Any, on_wait: Callable[[Any], None]) -> None:
         self._middleware = middleware
-        self._pool = ThreadPoolExecutor()
+        self._pool = ThreadPoolExecutor(6)
         self._waiting = threading.Semaphore(0)
         self._go_on = threading.Event()
         on_wait(self._wait)
@@ -137,7 +137,7 @@ def test_deadline_counts_from_the_arrival(
 ) -> None:
     """G2: a request has its deadline for all of its attempts together."""
     clock = [1000.0]
-    monkeypatch.setattr("retrymw.wsgi.monotonic", lambda: clock[0])
+    monkeypatch.setattr("retrymw._waiting.monotonic", lambda: clock[0])
     monkeypatch.setattr("retrymw._wsgi_run.monotonic", lambda: clock[0])
 
     def wait(seconds: float) -> None:
@@ -195,6 +195,15 @@ def test_a_thousand_greenlets_may_wait(on_gevent: Any) -> None:
     assert on_gevent["one more"] == [503, "overload"]
 
 
+def test_first_success_calls_the_waiting_greenlets(on_gevent: Any) -> None:
+    """G9: greenlets that would wait long are called once a request works."""
+    # That they were, before their own waits were over, the script has asserted.
+    assert on_gevent["first success"] == [200, None]
+
+
 def test_gevent_timeout_ends_a_wait(on_gevent: Any) -> None:
-    """G6: the waits are gevent's own: a gevent.Timeout around a request ends one, and passes."""
+    """G6: the waits are gevent's own: a gevent.Timeout around a request ends one, and passes.
+
+    Its place in the waiting room goes with it.
+    """
     assert on_gevent["timeout passed"] is True

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from time import monotonic
-from typing import Any, Final
+from typing import Final, Literal
 
 import anyio
 import httpx
@@ -93,6 +93,9 @@ class AccountingConformance(Conformance):
     """Many clients place orders, and every 50 ms a connection is reset, killed, or cut after its
     COMMIT: each order is stored once, or refused and not stored, or reported as unknown (G4).
 
+    No fault is armed before the one before has struck: while nobody gets in they would pile up,
+    and then strike each and every COMMIT.
+
     Attributes:
         clients: how many at once.
         seconds: for how long.
@@ -119,8 +122,9 @@ class AccountingConformance(Conformance):
         if stage.server.protocol == "postgresql":
             stage.server.execute("ALTER TABLE app.orders OWNER TO app")
         try:
-            with _chaos(stage, accounts):
-                _play(stage, accounts, self.clients, monotonic() + self.seconds)
+            until = monotonic() + self.seconds
+            with _chaos(stage, accounts, until):
+                _play(stage, accounts, self.clients, until)
             with suppress(TimeoutError, AssertionError):
                 stage.wait_until_free()
             accounts.leaked = stage.in_use
@@ -146,12 +150,14 @@ def _play(stage: Stage, accounts: Accounts, clients: int, until: float) -> None:
         sql = f"INSERT INTO orders VALUES ('{name}')"
 
         def place() -> None:
+            stage.subject.execute("SELECT 1")
             stage.subject.execute(sql)
             stage.subject.commit()
 
         @rollback_safe
         async def endpoint() -> None:
             if stage.subject.is_async:
+                await stage.execute("SELECT 1")
                 await stage.execute(sql)
                 await stage.commit()
             else:  # in one thread, as frameworks do it, or those that wait keep the others out
@@ -185,16 +191,17 @@ def _play(stage: Stage, accounts: Accounts, clients: int, until: float) -> None:
 
 
 @contextmanager
-def _chaos(stage: Stage, accounts: Accounts) -> Iterator[None]:
-    """Break a connection every 50 ms, in a way that is picked at random."""
+def _chaos(stage: Stage, accounts: Accounts, until: float) -> Iterator[None]:
+    """Break a connection every 50 ms, in a way that is picked at random; from `until` on, none."""
     over = threading.Event()
     errors: list[Exception] = []
+    armed = stage.proxy.faults
 
-    def reset() -> None:
-        stage.proxy.cut("reset", at=1)
-
-    def cut_after_commit() -> None:
-        stage.proxy.cut("reset", at="commit")
+    def cut(at: int | Literal["commit"]) -> None:
+        nonlocal armed
+        if stage.proxy.faults == armed:  # all of them have struck
+            armed += 1
+            stage.proxy.cut("reset", at)
 
     def kill() -> None:
         try:
@@ -206,17 +213,18 @@ def _chaos(stage: Stage, accounts: Accounts) -> Iterator[None]:
             return  # a server that lets nobody in is fault enough
         accounts.faults += 1
 
-    ways: list[Callable[[], Any]] = [reset, cut_after_commit, kill]
+    resets = [lambda: cut(1)] * 2  # some strike a COMMIT
+    ways: list[Callable[[], None]] = [*resets, lambda: cut("commit"), kill]
 
-    def break_one() -> None:
-        while not over.wait(_EVERY_SECONDS):
-            try:
+    def break_many() -> None:
+        try:
+            while not over.wait(_EVERY_SECONDS) and monotonic() < until:
                 random.choice(ways)()
-            except Exception as error:  # noqa: BLE001  # it is raised below
-                errors.append(error)
-                return
+        except Exception as error:  # noqa: BLE001  # it is raised below
+            errors.append(error)
+        stage.proxy.clear()  # what is under way ends in peace
 
-    thread = threading.Thread(target=break_one)
+    thread = threading.Thread(target=break_many)
     thread.start()
     try:
         yield
@@ -224,6 +232,5 @@ def _chaos(stage: Stage, accounts: Accounts) -> Iterator[None]:
         over.set()
         thread.join()
         accounts.faults += stage.proxy.faults
-        stage.proxy.clear()
     if errors:
         raise errors[0]

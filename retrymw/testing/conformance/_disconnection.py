@@ -197,7 +197,7 @@ class DisconnectionConformance(Conformance):
         def start(report: Report) -> None:
             stage.server.start()
 
-        policy = RetryPolicy(wait=tenacity.wait_fixed(0.2))
+        policy = RetryPolicy(wait=tenacity.wait_fixed(0.2), deadline=60)
         response = stage.request(endpoint, "POST", hooks=[start], policy=policy)
         assert (response.status_code, response.headers["retry-outcome"]) == (200, "recovered")
         assert stage.names() == ["a", "b"]

@@ -13,6 +13,7 @@ from tests.servers.situations.base import (
     Situation,
     Stage,
     Verdict,
+    attempted,
     caught,
     situation,
     wait_until,
@@ -96,7 +97,7 @@ def database_full(stage: Stage) -> Exception:
 def _limited(stage: Stage, what: str) -> Exception:
     stage.at_end(stage.server.execute, f"ALTER {what} CONNECTION LIMIT -1")
     stage.server.execute(f"ALTER {what} CONNECTION LIMIT 1")
-    stage.connect()
+    wait_until(lambda: attempted(stage.connect) is None)  # the server's own may still be counted
     return _refused_by(stage)
 
 

@@ -101,7 +101,7 @@ class DjangoWithPool(Django):
     """The backend has a pool of its own."""
 
     def pool(self, where: Where) -> Pool:
-        sizes = {"min_size": 0, "max_size": 1, "timeout": 0.5}
+        sizes = {"min_size": 0, "max_size": 1, "timeout": 1}
         return DjangoPool(self, where, sizes)
 
 

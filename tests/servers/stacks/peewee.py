@@ -24,7 +24,7 @@ from tests.servers.stacks.base import (
     Stack,
     Where,
 )
-from tests.servers.stacks.postgresql import OF_ASYNCPG, libpq_arguments
+from tests.servers.stacks.postgresql import NEVER_IN_ASYNCPG, OF_ASYNCPG, libpq_arguments
 from tests.servers.stacks.sqlite import SQLite
 
 NO_READ_TIMEOUT = "The driver has no read timeout."
@@ -339,14 +339,10 @@ class PeeweeAsyncpg(AsyncPeewee):
     undecidable: ClassVar = {
         "blackhole in a query": OF_ASYNCPG["blackhole in a query"],
     }
-    differs: ClassVar = {
-        "rolled back after a lost COMMIT": (
-            ("disconnection", "execute"),
-            "It has noticed the loss before, and sends no COMMIT.",
-        ),
-    }
-    impossible: ClassVar = dict.fromkeys(LOST_WHILE_IDLE, CONNECTS_AGAIN) | {
-        "pool closed": OPENS_AGAIN
+    impossible: ClassVar = {
+        **NEVER_IN_ASYNCPG,
+        **dict.fromkeys(LOST_WHILE_IDLE, CONNECTS_AGAIN),
+        "pool closed": OPENS_AGAIN,
     }
     database = pwasyncio.AsyncPostgresqlDatabase
 

@@ -99,7 +99,7 @@ class Psycopg(Stack):
 class _PsycopgPool(Pool):
     def __init__(self, where: Where) -> None:
         self._pool = psycopg_pool.ConnectionPool(
-            kwargs=libpq_arguments(where), min_size=0, max_size=1, timeout=0.5, open=True
+            kwargs=libpq_arguments(where), min_size=0, max_size=1, timeout=1, open=True
         )
 
     def acquire(self) -> Any:
@@ -122,7 +122,7 @@ class AsyncPsycopg(AsyncStack):
 
     async def open_pool(self, where: Where) -> AsyncPool:
         pool = psycopg_pool.AsyncConnectionPool(
-            kwargs=libpq_arguments(where), min_size=0, max_size=1, timeout=0.5, open=False
+            kwargs=libpq_arguments(where), min_size=0, max_size=1, timeout=1, open=False
         )
         await pool.open()
         return _AsyncPsycopgPool(pool)
@@ -250,7 +250,7 @@ class _AsyncpgPool(AsyncPool):
         self._pool = pool
 
     async def acquire(self) -> Any:
-        return await self._pool.acquire(timeout=0.5)
+        return await self._pool.acquire(timeout=1)
 
     async def close(self) -> None:
         self._pool.terminate()

@@ -15,8 +15,8 @@ from tortoise.transactions import in_transaction
 
 from tests.servers.stacks.base import AsyncPool, AsyncSession, AsyncStack, Stack, Where
 from tests.servers.stacks.mysql import Asyncmy
-from tests.servers.stacks.peewee import OPENS_AGAIN, PeeweeAsyncpg, Task
-from tests.servers.stacks.postgresql import OF_ASYNCPG, OF_PSYCOPG
+from tests.servers.stacks.peewee import OPENS_AGAIN, Task
+from tests.servers.stacks.postgresql import NEVER_IN_ASYNCPG, OF_ASYNCPG, OF_PSYCOPG
 
 NOTICED = "rolled back after a lost COMMIT"
 
@@ -145,8 +145,8 @@ class TortoiseAsyncpg(TortoiseStack):
     undecidable: ClassVar = {
         "blackhole in a query": OF_ASYNCPG["blackhole in a query"],
     }
-    differs: ClassVar = {NOTICED: PeeweeAsyncpg.differs[NOTICED]}
     impossible: ClassVar = {
+        **NEVER_IN_ASYNCPG,
         "idle timeout": "The pool resets a connection's settings when a transaction is over.",
     }
     engine = "asyncpg"

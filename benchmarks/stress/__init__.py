@@ -1,0 +1,1 @@
+"""An app whose database is in trouble, under load: retrymw beside what people use instead."""
