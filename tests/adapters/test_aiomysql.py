@@ -345,6 +345,8 @@ async def test_cancelled_while_connecting(database: Any, mariadb_proxy: FaultPro
     mariadb_proxy.cut("blackhole", at="connect")
     connecting = asyncio.ensure_future(identity(database))
     await anyio.to_thread.run_sync(mariadb_proxy.wait_for_faults)
+    for _ in range(50):  # until it waits for the greeting: before that wait_for() may lose a cancel
+        await asyncio.sleep(0)
     connecting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await connecting
