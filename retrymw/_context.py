@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, overload
 
 from retrymw._core.exchange import Exchange, Sealed
 from retrymw._core.failure import Failure
-from retrymw._core.room import RoomSnapshot
+from retrymw._core.ticket import RoomSnapshot
 from retrymw._recording import Recording
 from retrymw._settings import Settings
 from retrymw._waiting import Place

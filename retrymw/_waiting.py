@@ -13,8 +13,9 @@ from typing import Any, Final, Protocol
 from retrymw._core.exchange import Command, Exchange, Refuse, Replay
 from retrymw._core.failure import Failure
 from retrymw._core.policy import SAFE_METHODS, RetryPolicy
-from retrymw._core.room import Room, RoomSnapshot, Ticket
+from retrymw._core.room import Room
 from retrymw._core.routes import route_of
+from retrymw._core.ticket import RoomSnapshot, Ticket
 from retrymw.classify import classify
 
 __all__ = ["Place", "WaitingRooms"]

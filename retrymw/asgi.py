@@ -16,7 +16,7 @@ from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
 from retrymw._core.policy import RetryPolicy, is_async
-from retrymw._core.room import RoomSnapshot
+from retrymw._core.ticket import RoomSnapshot
 from retrymw._frameworks import warn_of
 from retrymw._listening import Listener
 from retrymw._settings import Settings

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from retrymw._core.exchange import Report
-from retrymw._core.room import RoomSnapshot
+from retrymw._core.ticket import RoomSnapshot
 
 if TYPE_CHECKING:
     from retrymw._context import Attempt

@@ -9,7 +9,7 @@ from typing import Any, Final
 from retrymw._context import Attempt, is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay, Send
 from retrymw._core.policy import RetryPolicy, is_async
-from retrymw._core.room import RoomSnapshot
+from retrymw._core.ticket import RoomSnapshot
 from retrymw._frameworks import warn_of
 from retrymw._settings import Settings
 from retrymw._traces import adopt, forget_attempt, restore

@@ -47,7 +47,7 @@ from typing import Final, Literal
 
 from retrymw._core.failure import Failure
 from retrymw._core.policy import SAFE_METHODS, Mark, MarkKind, RetryPolicy
-from retrymw._core.room import RoomSnapshot
+from retrymw._core.ticket import RoomSnapshot
 
 __all__ = [
     "MAY_REPLAY",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from retrymw._core import room as module
-from retrymw._core.room import PING_SECONDS, PROBE_SECONDS, Room, Ticket
+from retrymw._core import room as module, window
+from retrymw._core.room import PING_SECONDS, PROBE_SECONDS, Room
+from retrymw._core.ticket import Ticket
 from tests.core.helpers import failure
 
-OPENING, QUIET, STALL = module._OPENING, module._QUIET, module._STALL
+QUIET, STALL = module._QUIET, module._STALL
+OPENING = window._OPENING
 ROUTE = "GET /orders/*"
 FAR = 1000.0  # a deadline that nobody meets
 LOST = failure("disconnection", "execute")

@@ -16,7 +16,8 @@ from hypothesis.stateful import (
 )
 
 from retrymw._core import room as module
-from retrymw._core.room import PING_SECONDS, PROBE_SECONDS, Room, Ticket
+from retrymw._core.room import PING_SECONDS, PROBE_SECONDS, Room
+from retrymw._core.ticket import Ticket
 from tests.core.helpers import PHASES, failure
 
 QUIET, STALL = module._QUIET, module._STALL
@@ -93,7 +94,7 @@ class Rooms(RuleBasedStateMachine):
                 self.check_order(each, [it for it in left if it.early or it.due <= self.now])
             return
         # Nothing is known to work, or to have room: one finds out.
-        known = running <= int(self.room._proven)  # a level that has worked, in a shortage
+        known = running <= int(self.room.window.proven)  # a level that has worked, in a shortage
         assert len(let_in) == 1 or (known and running - 1 <= window), "never more than the window"
         one = let_in[-1]
         assert one.due <= self.now, "nobody finds out before its own wait is over"

@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from retrymw._core.room import Room, Ticket
+from retrymw._core.room import Room
+from retrymw._core.ticket import Ticket
 from tests.core.helpers import failure
 
 ROUTE = "GET /orders/*"
