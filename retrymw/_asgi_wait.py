@@ -24,7 +24,7 @@ async def wait_turn(rooms: WaitingRooms, run: Run, after: float, tasks: Tasks) -
         tasks: a ping lives in there.
     """
     place = run.place
-    if place is None:
+    if place is None or place.state == "over":
         return
     rooms.wait(place, after)
     heard = False

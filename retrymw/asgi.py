@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from time import monotonic
 from typing import Any, Final
 
-import anyio
-import anyio.to_thread
-
 from retrymw._asgi_run import Run
+from retrymw._asgi_undo import call_back, release, undo
 from retrymw._asgi_wait import wait_turn
-from retrymw._context import Attempt, is_inside, running
+from retrymw._context import is_inside, running
 from retrymw._core.exchange import Command, Raise, Refuse, Replay
 from retrymw._core.exchange import Send as SendHeld
-from retrymw._core.policy import RetryPolicy, is_async
+from retrymw._core.policy import RetryPolicy
 from retrymw._core.ticket import RoomSnapshot
 from retrymw._frameworks import warn_of
 from retrymw._listening import Listener
 from retrymw._settings import Settings
 from retrymw._tasks import Tasks, current_loop, open_tasks
-from retrymw._threads import in_thread
 from retrymw._traces import adopt, forget_attempt, restore
 from retrymw.classify import classify
 from retrymw.instrumentation import log_trouble, tell
@@ -31,7 +28,6 @@ __all__ = ["RetryMiddleware"]
 
 _MAX_WAITING: Final = 1000
 _SQUASHING: Final = ("falcon", "litestar", "quart")
-_UNDO_SECONDS: Final = 5.0
 
 
 class RetryMiddleware:
@@ -96,7 +92,7 @@ class RetryMiddleware:
             error = run.broken or exc
         except BaseException:
             try:
-                await _undo(run)
+                await undo(run)
             finally:
                 run.forget_body()
                 rooms.leave(run)
@@ -140,7 +136,7 @@ class RetryMiddleware:
                     forget_attempt(run)
                     for callback in run.attempt.success_callbacks or ():
                         try:
-                            await _call_back(callback)
+                            await call_back(callback)
                         except Exception:
                             log_trouble("callback %r failed", callback)
                     return result
@@ -211,7 +207,7 @@ class RetryMiddleware:
                 raise
             log_trouble("what the app had sent before it failed can't be sent")
         finally:
-            await (_undo if failed else _release)(run)
+            await (undo if failed else release)(run)
             rooms = self._settings.rooms
             if rooms.open and not failed:
                 rooms.done(run, run.status, current_loop())
@@ -234,7 +230,7 @@ class RetryMiddleware:
 
     async def _undo_or_abandon(self, run: Run) -> None:
         try:
-            await _undo(run)
+            await undo(run)
         except BaseException:
             self._abandon(run)
             raise
@@ -290,57 +286,6 @@ class _Within:
         finally:
             # Or an exception that was thrown in, and has this frame in its traceback, is a cycle.
             value = awaited = traceback = None
-
-
-async def _release(run: Run) -> None:
-    run.over = True
-    await _each(run.attempt, "release")
-
-
-async def _undo(run: Run) -> None:
-    """Roll back, release, call back: each of them, whatever becomes of the one before."""
-    run.over = True
-    try:
-        await _each(run.attempt, "rollback")
-    finally:
-        try:
-            await _each(run.attempt, "release")
-        finally:
-            for callback in run.attempt.rollback_callbacks or ():
-                await _bounded(_call_back(callback), "callback %r failed", callback)
-
-
-async def _each(attempt: Attempt, what: str) -> None:
-    """``database.what(attempt)`` for each database that was used."""
-    interruption: BaseException | None = None
-    for database in list(attempt.resources or ()):
-        method = getattr(database, what)
-        call = method(attempt) if is_async(method) else in_thread(method, attempt, abandon=True)
-        try:
-            await _bounded(call, "%s of %r failed", what, database)
-        except BaseException as exc:  # asyncio's own cancel() gets past a shield; the others' turn
-            interruption = exc
-    if interruption is not None:
-        raise interruption
-
-
-async def _bounded(call: Awaitable[object], message: str, *args: object) -> None:
-    """Wait for what undoes an attempt: not for ever, not cancelled, and it never masks (G7)."""
-    try:
-        with anyio.move_on_after(_UNDO_SECONDS, shield=True) as bound:
-            await call
-        if bound.cancelled_caught:
-            raise TimeoutError(f"given up after {_UNDO_SECONDS} s")
-    except Exception:
-        log_trouble(message, *args)
-
-
-async def _call_back(callback: Callable[[], Any]) -> None:
-    if is_async(callback):
-        await callback()
-    else:
-        # The app's own threads: ours are for undoing, which must not queue behind callbacks.
-        await anyio.to_thread.run_sync(callback, abandon_on_cancel=True)
 
 
 def _find_endpoint(scope: Scope) -> object:

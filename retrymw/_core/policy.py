@@ -50,8 +50,9 @@ class RetryPolicy:
 
     Args:
         max_replays: replays after the first attempt: ``1 + max_replays`` runs at most.
-        wait: a tenacity wait strategy: the seconds a request waits before its next replay. The
-            default waits 0.05, 0.15, 0.45, 1.35 and 4 s (and up to 0.05 s more), six in all.
+        wait: a tenacity wait strategy: the seconds a request that waits alone waits before its next
+            replay; the waiting room may call it earlier, and among others later. The default waits
+            0.05, 0.15, 0.45, 1.35 and 4 s (and up to 0.05 s more), six in all.
         deadline: seconds from the request's arrival after which no attempt starts.
         kinds: the kinds of failure that are handled; the others pass as if retrymw were not there.
         methods: methods that are replayed without a mark. Safe ones (RFC 9110 §9.2.1) are replayed
@@ -60,8 +61,9 @@ class RetryPolicy:
             bytes of a held response kept before it is released.
         body_limit: bytes of a request body after which the recording is dropped and the request is
             not replayed any more.
-        max_waiting: requests of one middleware that may wait for a replay at once; one more is
-            refused (``overload``). ``None``: 1000 under ASGI and gevent, 4 under threads.
+        max_waiting: requests of one middleware that may wait at once, for a replay or for their
+            turn; one more is refused (``overload``). ``None``: 1000 under ASGI and gevent; under
+            threads half of them where the server tells how many there are, else 4.
         hold: ``"first-chunk"`` holds a response until its first body bytes; ``"until-return"``
             until the app returns, for apps that commit after the response.
         expose: when the ``Retry-…`` headers tell what happened: ``"replayed"`` (only when something

@@ -8,7 +8,7 @@ import anyio.lowlevel
 import pytest
 
 from retrymw import TooManyConnections, current_attempt
-from retrymw import asgi as shell
+from retrymw import _asgi_undo as undoing
 
 from .helpers import Client, FakeDatabase, Flaky, NotOurs, answer, lost, ok, policy, read, request
 
@@ -400,7 +400,7 @@ async def test_rollback_is_not_told_of_a_success():
 @pytest.mark.parametrize("async_", [False, True])
 async def test_rollback_callback_that_hangs_is_given_up(async_, monkeypatch):
     """G6: nothing that undoes may hang on for good, a cancelled request least of all."""
-    monkeypatch.setattr(shell, "_UNDO_SECONDS", 0.3)
+    monkeypatch.setattr(undoing, "_UNDO_SECONDS", 0.3)
     done, hanging = threading.Event(), threading.Event()
 
     def hang():

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from retrymw import DisconnectionError, current_attempt, rollback_safe
-from retrymw import asgi as shell
+from retrymw import _asgi_undo as undoing
 from retrymw.asgi import RetryMiddleware
 
 from .helpers import (
@@ -240,7 +240,7 @@ async def test_undoing_that_raises_does_not_mask_what_is_not_ours(make):
 )
 async def test_undoing_that_hangs_is_given_up(make, hangs, end, monkeypatch, caplog):
     """G6: undoing is bounded: what hangs is logged and left, and the rest is undone."""
-    monkeypatch.setattr(shell, "_UNDO_SECONDS", 0.3 if make is FakeDatabase else 0.02)
+    monkeypatch.setattr(undoing, "_UNDO_SECONDS", 0.3 if make is FakeDatabase else 0.02)
     done = threading.Event()
 
     async def hang_async():
@@ -282,7 +282,7 @@ async def test_undoing_that_hangs_is_given_up(make, hangs, end, monkeypatch, cap
 @pytest.fixture
 def bounded(monkeypatch):
     """A bound on undoing that a test which fails can wait for."""
-    monkeypatch.setattr(shell, "_UNDO_SECONDS", 1)
+    monkeypatch.setattr(undoing, "_UNDO_SECONDS", 1)
 
 
 @pytest.mark.usefixtures("bounded")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from retrymw._core import room as module, window
+from retrymw._core import room as module
+from retrymw._core import window
 from retrymw._core.room import PING_SECONDS, PROBE_SECONDS, Room
 from retrymw._core.ticket import Ticket
 from tests.core.helpers import failure
