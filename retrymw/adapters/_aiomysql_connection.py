@@ -117,9 +117,9 @@ class WatchedConnection(_Connection):
         dropped = self._dropped or not (self.is_open or self.was_closed)
         return dropped and not self._discarded
 
-    def lend(self, attempt: Attempt | None) -> None:
+    def lend(self, attempt: Attempt | None, database: object) -> None:
         """From here on it is that attempt's."""
-        self.tracker.lend(attempt)
+        self.tracker.lend(attempt, database)
         self.ended = True
 
     async def undo(self) -> None:

@@ -95,7 +95,7 @@ class AsyncMySQL(AsyncLender[C]):
 
     async def _open(self, attempt: Attempt | None) -> C:
         connection = await self._pool().acquire()
-        connection.lend(attempt)
+        connection.lend(attempt, self)
         return connection
 
     def _check(self, connection: C, attempt: Attempt | None) -> None:

@@ -88,7 +88,7 @@ class Watch:
                 if self not in used:
                     used.append(self)
                     self._is_of_a_test = self._wrapper.in_atomic_block
-            tracker.lend(attempt)
+            tracker.lend(attempt, self._owner)
         return attempt
 
     @contextmanager
@@ -122,7 +122,8 @@ class Watch:
                     connect()
             except Exception as exc:
                 if attempt is not None:
-                    attempt.saw(exc, commits=False)  # it sends SET autocommit=1, over nothing
+                    # It sends SET autocommit=1, over nothing.
+                    attempt.saw(exc, commits=False, database=self._owner)
                 raise
             self._wire = Wire(self._wrapper.connection)
             self._drop_if_given_up()

@@ -205,9 +205,9 @@ class Watched(psycopg.BaseConnection[Row]):
         self.was_cut = self.is_lent = False
         self._found: tuple[Any, ...] = ()
 
-    def lend(self, attempt: Attempt | None) -> None:
+    def lend(self, attempt: Attempt | None, database: object) -> None:
         """From here on the connection, as it is, is that attempt's, or nobody's."""
-        self.tracker.lend(attempt)
+        self.tracker.lend(attempt, database)
         self.is_lent = True
         self._found = _settings(self)
 

@@ -38,6 +38,7 @@ class Tracker:
     """
 
     __slots__ = (
+        "_database",
         "_ddl_commits",
         "_errors",
         "_returned",
@@ -59,9 +60,13 @@ class Tracker:
         self.lend(None)
         self._returned = False  # it is new
 
-    def lend(self, attempt: Attempt | None) -> None:
-        """From here on the connection, in no transaction, is that attempt's, or nobody's."""
+    def lend(self, attempt: Attempt | None, database: object = None) -> None:
+        """From here on the connection, in no transaction, is that attempt's, or nobody's.
+
+        Its failures are told as those of ``database``, as the middleware was given it.
+        """
         self.attempt = attempt
+        self._database = database
         self.failed: BaseException | None = None
         self._returned = attempt is None
         if attempt is not None:
@@ -107,7 +112,7 @@ class Tracker:
             yield
         except BaseException as exc:
             alone = transaction.is_alone(autocommit=autocommit)
-            failure = attempt.saw(exc, commits=commits, handling=handling)
+            failure = attempt.saw(exc, commits=commits, handling=handling, database=self._database)
             answered = self._is_answer(exc, failure)
             if failure is not None and not (answered and alone):
                 self.failed = exc

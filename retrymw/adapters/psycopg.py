@@ -181,7 +181,7 @@ class Database(Lender["Connection[Any]"]):
 
     def _open(self, attempt: Attempt | None, seconds: float | None = None) -> Connection[Any]:
         connection: Connection[Any] = self._pool.getconn(seconds)
-        connection.lend(attempt)
+        connection.lend(attempt, self)
         return connection
 
     def _check(self, connection: Connection[Any], attempt: Attempt | None) -> None:
@@ -251,7 +251,7 @@ class AsyncDatabase(AsyncLender["AsyncConnection[Any]"]):
         self, attempt: Attempt | None, seconds: float | None = None
     ) -> AsyncConnection[Any]:
         connection: AsyncConnection[Any] = await self._pool.getconn(seconds)
-        connection.lend(attempt)
+        connection.lend(attempt, self)
         return connection
 
     def _check(self, connection: AsyncConnection[Any], attempt: Attempt | None) -> None:

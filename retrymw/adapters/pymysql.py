@@ -102,7 +102,7 @@ class Database(Lender["Connection"]):
             connection = proxy.dbapi_connection
             connection.home = pool, proxy
             connection.relax(self._connect_args["read_timeout"])
-        connection.tracker.lend(attempt)
+        connection.tracker.lend(attempt, self)
         return connection
 
     def _check(self, connection: Connection, attempt: Attempt | None) -> None:

@@ -79,7 +79,7 @@ class Database(Lender[Any]):
 
     def _open(self, attempt: Attempt | None) -> Any:
         store = Store(self._database)
-        store._connection.tracker.lend(attempt)
+        store._connection.tracker.lend(attempt, self)
         return store
 
     def _check(self, store: Any, attempt: Attempt | None) -> None:

@@ -686,3 +686,33 @@ class TestConformanceWithoutPool(TestConformance):
 
 class TestAccounting(OnMariaDB, AccountingConformance):
     """Every order is accounted for."""
+
+
+@pytest.mark.parametrize("what", ["statement", "connect"])
+def test_waiting_room_of_the_database_that_failed(
+    open_database: Open, mariadb: MariaDB, mariadb_proxy: FaultProxy, what: str
+) -> None:
+    """G9: with two databases in use a request waits for the one that failed, in its room."""
+    well = Database(**mariadb.connect_args(), ssl_disabled=True)
+    broken = open_database()
+    rooms: list[object] = []
+
+    @once
+    def break_it() -> None:
+        mariadb_proxy.cut("reset", at=1 if what == "statement" else "connect")
+
+    def endpoint(request: Request) -> Response:
+        with well.connection() as connection:
+            connection.cursor().execute("SELECT 1")
+        if what == "connect":
+            break_it()
+        with broken.connection() as connection:
+            connection.cursor().execute("SELECT 1")
+            if what == "statement":
+                break_it()
+            connection.cursor().execute("SELECT 2")
+        return PlainTextResponse("")
+
+    hooks = [lambda report: rooms.append(report.room and report.room.database)]
+    assert outcome(request(endpoint, well, broken, hooks=hooks)) == (200, "recovered")
+    assert rooms == [broken, broken]
