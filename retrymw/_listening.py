@@ -28,6 +28,8 @@ class Listener:
         tasks: those of the exchange; it asks in one of them.
     """
 
+    __slots__ = ("_asking", "_error", "_heard", "_news", "_receive", "_tasks")
+
     def __init__(self, receive: Receive, tasks: Tasks) -> None:
         self._receive = receive
         self._tasks = tasks

@@ -6,7 +6,7 @@ With anyio's task group and event every waiting request would take a third more 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 import anyio
@@ -26,8 +26,8 @@ class Signal(Protocol):
     def set(self) -> object:
         """Wake all that wait now, and let nobody wait any more."""
 
-    async def wait(self) -> object:
-        """Return once it is set."""
+    def wait(self) -> Awaitable[object]:
+        """To be awaited, once: until it is set."""
 
 
 class Tasks(Protocol):
@@ -69,15 +69,13 @@ class _AsyncioSignal:
             if not future.done():
                 future.set_result(None)
 
-    async def wait(self) -> None:
-        if not self._set:
-            # One for each: who is cancelled cancels what it waits for.
-            future = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-            try:
-                await future
-            finally:
-                self._waiting.remove(future)
+    def wait(self) -> Awaitable[None]:
+        # One for each: who is cancelled cancels what it waits for.
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._set:
+            future.set_result(None)
+        self._waiting.append(future)
+        return future
 
 
 class _AsyncioTasks:

@@ -152,7 +152,13 @@ class RetryMiddleware:
                     if tasks is None:
                         tasks = await open_tasks()
                         run.listener = Listener(receive, tasks)
-                    command = await self._wait(run, command, tasks)
+                    try:
+                        await wait_turn(self._settings.rooms, run, command.after, tasks)
+                    except BaseException:
+                        self._abandon(run)
+                        raise
+                    if not run.gone:
+                        command = self._settings.rooms.called(run) or command
                 if run.gone:
                     return self._abandon(run)
                 if isinstance(command, Refuse):
@@ -218,15 +224,6 @@ class RetryMiddleware:
         if self._settings.units:
             await run.commit()
         return result
-
-    async def _wait(self, run: Run, command: Replay, tasks: Tasks) -> Command:
-        """Wait for the next attempt, listening for the client's leaving (G6); what to do then."""
-        try:
-            await wait_turn(self._settings.rooms, run, command.after, tasks)
-        except BaseException:
-            self._abandon(run)
-            raise
-        return command if run.gone else self._settings.rooms.called(run) or command
 
     async def _undo_or_abandon(self, run: Run) -> None:
         try:
