@@ -356,6 +356,8 @@ class Run(Running):
                 await self._send(message)
         finally:
             self._held = None
+        if self.place is not None:
+            self.settings.rooms.answered(self, self.status)
 
     def _exposed(self, message: Message) -> Message:
         if message["type"] != "http.response.start":

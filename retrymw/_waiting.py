@@ -67,7 +67,7 @@ class WaitingRooms:
     def __init__(self, policy: RetryPolicy, most: Callable[[Any], int]) -> None:
         self._policy = policy
         self._most = most
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser, or a signal's handler, may come in
         self.open: dict[tuple[Any, object], Room] = {}
         self.closed = False
         _all.add(self)
@@ -154,10 +154,10 @@ class WaitingRooms:
         if place is None:
             return None
         now = monotonic()
-        if place.state == "running":
+        late = now >= place.deadline
+        if place.state == "running" and (exchange.failures or not late):
             refusal = exchange.begin(now) if exchange.failures else None
         else:
-            late = now >= place.deadline
             refusal = exchange.give_up("deadline" if late else "overload", place.room.failure)
         if refusal is None:
             return None
@@ -166,20 +166,32 @@ class WaitingRooms:
 
     def done(self, run: Guest, status: int | None, loop: object = None) -> None:
         """The app has answered, with that status, and its connections are back."""
-        if status is None or status >= 400:  # which may have come before the database was asked
+        # An answer in spite of a failure, such as what the app had cached, is no success.
+        if status is None or status >= 500 or run.exchange.dooms:
             self.leave(run)
             return
         place = run.place
         now = monotonic()
+        sure = status < 400  # or it may have come before the database was asked
         with self._lock:
             if place is not None:
-                _wake(place.room.worked(now, place))
-            else:
+                if place.state == "running":  # or it has answered before
+                    _wake(place.room.worked(now, place, sure=sure))
+            elif sure:
                 route = route_of(run.method, run.path)
                 for (where, _), room in self.open.items():
                     if where == loop and route in room.routes:
                         _wake(room.worked(now, None))
             self._forget_the_calm(now)
+
+    def answered(self, run: Guest, status: int | None) -> None:
+        """The app has begun to answer, and goes on: it streams, or works in the background."""
+        place = run.place
+        if place is None or status is None or status >= 400 or run.exchange.dooms:
+            return
+        with self._lock:
+            if place.state == "running":
+                _wake(place.room.answered(monotonic(), place))
 
     def leave(self, run: Guest) -> None:
         """The request is not in its room any more, whatever it was doing there."""

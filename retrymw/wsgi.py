@@ -202,6 +202,8 @@ class RetryMiddleware:
                 self._succeed(run)
                 # Servers tell the Content-Length of what has a length, and of nothing else.
                 return run.held if run.length is not None else iter(run.held)
+        else:
+            self._settings.rooms.answered(run, run.status)
         body = Body if run.length is None else SizedBody
         return body(run, succeed=self._succeed, fail=self._broke)
 

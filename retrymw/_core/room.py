@@ -164,11 +164,14 @@ class Room:
         ticket.due = max(now, self._last_probe + PROBE_SECONDS)
         return self._queue(now, ticket)
 
-    def worked(self, now: float, ticket: Ticket | None) -> list[Ticket]:
+    def worked(self, now: float, ticket: Ticket | None, *, sure: bool = True) -> list[Ticket]:
         """A run of the app is over, and the database did its part.
 
-        ``ticket`` is None for a request that was not in the room, though its route has failed.
+        ``ticket`` is None for a request that was not in the room, though its route has failed. Who
+        is not ``sure`` is believed when nothing has failed for a while.
         """
+        if ticket is not None and not sure and now < self._last_failure + _QUIET:
+            return self.leave(now, ticket)
         self._measure(now)
         window = self.window
         if ticket is not None:
@@ -179,6 +182,13 @@ class Room:
             self._since = None
         self._pinged_open = False
         return self._let_in(now) if ticket is None else self.leave(now, ticket)
+
+    def answered(self, now: float, ticket: Ticket) -> list[Ticket]:
+        """A run of the app has begun to answer, and goes on, maybe for long.
+
+        It has worked, if the database was gone. In a shortage its connection has to be back.
+        """
+        return [] if self._is_full else self.worked(now, ticket)
 
     def leave(self, now: float, ticket: Ticket) -> list[Ticket]:
         """The ticket is not in the room any more, whatever it was doing there."""
@@ -266,7 +276,7 @@ class Room:
     def snapshot(self, now: float) -> RoomSnapshot:
         """What to show of it."""
         state: RoomState = "recovering"
-        if self.is_calm(now):
+        if not self._troubled or self.is_calm(now):
             state = "calm"
         elif self._is_full:
             state = "full"

@@ -23,7 +23,7 @@ class Routes:
     """Routes that have failed. There is a limit to them: those beyond it are not remembered.
 
     Where more than a few differ in their last part only, as in ``/users/alice`` and ``/users/bob``,
-    it is taken for a variable.
+    it is taken for a variable; but ``/orders`` and ``/users`` are pages of their own.
     """
 
     __slots__ = ("_routes", "_siblings")
@@ -36,16 +36,18 @@ class Routes:
         return len(self._routes)
 
     def __contains__(self, route: str) -> bool:
-        return route in self._routes or _any_sibling(route) in self._routes
+        return route in self._routes or _siblings_of(route) in self._routes
 
     def add(self, route: str) -> None:
         """This one has failed."""
         if route in self or len(self._routes) >= _MOST_ROUTES:
             return
-        every = _any_sibling(route)
+        every = _siblings_of(route)
         count = self._siblings[every] = self._siblings.get(every, 0) + 1
         self._routes.add(every if count > _MOST_SIBLINGS else route)
 
 
-def _any_sibling(route: str) -> str:
-    return route[: route.rindex("/") + 1] + "*" if "/" in route else route
+def _siblings_of(route: str) -> str:
+    parent, _, last = route.rpartition("/")
+    # Two stars: that /orders/17 has failed says nothing of /orders/new.
+    return f"{parent}/**" if "/" in parent and last else route

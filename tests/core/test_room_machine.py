@@ -139,8 +139,8 @@ class Rooms(RuleBasedStateMachine):
             ticket = self.running.pop(pick % len(self.running))
             ticket.spare -= 1
             self.fail(ticket, failed)
-            if failed.kind != "conflict":
-                self.last_failed_probe = self.now
+            # A conflict is an answer, after which the next may go at once.
+            self.last_failed_probe = self.now if failed.kind != "conflict" else -math.inf
             if failed.kind == "too-many-connections":
                 self.worked_since_refusal = 0
 
