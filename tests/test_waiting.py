@@ -562,3 +562,35 @@ def test_many_threads(make):
     assert errors == []
     (shown,) = rooms.rooms.snapshots()
     assert shown.running + shown.waiting == 800
+
+
+def test_answer_in_spite_of_a_failure_is_no_success(make):
+    """G9: what an app had in its cache says nothing of the database."""
+    rooms = make()
+    waiting = rooms.down()
+    cached = rooms.arrive()
+    cached = cached if cached.state == "running" else rooms.request()
+    cached.exchange.doom(NO_SERVER)
+    rooms.rooms.done(cached, 200)
+    assert waiting.state == "waiting"
+
+
+def test_arrival_that_is_let_in_too_late_is_refused(make):
+    """G2: no attempt starts after the deadline, the first one neither."""
+    rooms = make(deadline=5.0)
+    rooms.down()
+    late = rooms.arrive()
+    late.place.state = "running"
+    rooms.now += 5.0
+    assert rooms.rooms.called(late).outcome == "deadline"
+    assert late.exchange.number == 0
+
+
+def test_lock_may_be_taken_again(make):
+    """A finaliser, or a signal's handler, that closes the middleware may come in anywhere."""
+    rooms = make()
+    waiting = rooms.down()
+    waiting.place.wake = rooms.rooms.close
+    other = rooms.arrive()
+    rooms.rooms.done(other, 200)
+    assert rooms.rooms.closed

@@ -875,3 +875,31 @@ def test_snapshot_when_all_is_well_again(rooms):
     shown = rooms.room.snapshot(rooms.now)
     assert (shown.state, shown.running, shown.waiting, shown.oldest_wait) == ("calm", 0, 0, 0.0)
     assert Room("db").snapshot(0.0).state == "calm"
+
+
+def test_error_of_a_client_opens_no_window(rooms):
+    """A 404 may come before the database was asked; when nothing has failed for long, it counts."""
+    rooms.queue(NO_SERVER, wait=FAR)
+    for passed, opened in ((PROBE_SECONDS, False), (QUIET, True)):
+        rooms.now += passed
+        probe = rooms.arrive()
+        assert probe.state == "running"
+        rooms.room.worked(rooms.now, probe, sure=False)
+        assert (rooms.window() > 0) is opened
+
+
+@pytest.mark.parametrize(("failed", "expected"), [(NO_SERVER, "over"), (FULL, "running")])
+def test_answer_that_goes_on(rooms, failed, expected):
+    """One that streams keeps nobody out; but in a shortage it has its connection, so its place."""
+    rooms.queue(failed, wait=FAR)
+    rooms.now += PROBE_SECONDS
+    streaming = rooms.arrive()
+    assert streaming.state == "running"
+    rooms.room.answered(rooms.now, streaming)
+    assert streaming.state == expected
+
+
+def test_conflicts_are_no_trouble_to_be_shown(rooms):
+    """A room where there were only conflicts is calm."""
+    rooms.queue(CONFLICT, wait=1.0)
+    assert rooms.room.snapshot(rooms.now).state == "calm"

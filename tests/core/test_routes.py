@@ -105,3 +105,19 @@ def test_there_is_a_limit():
             routes.add(f"GET /{'a' * one}/{'b' * two}/end")
     assert len(routes) <= 500
     assert "GET /a/b" in routes  # the first ones are remembered
+
+
+def test_thing_that_failed_says_nothing_of_the_page_beside_it():
+    """/orders/new is no order, though /orders/17 has failed."""
+    routes = Routes()
+    routes.add("GET /orders/*")
+    assert "GET /orders/new" not in routes
+
+
+def test_pages_at_the_root_are_no_siblings():
+    """However many of them have failed, /static is another."""
+    routes = Routes()
+    for name in "abcdefghijklm":
+        routes.add(f"GET /{name}")
+    assert "GET /static" not in routes
+    assert "GET /" not in routes
