@@ -163,19 +163,20 @@ class Relay:
         except OSError:  # reset, or never connected: the other side is to see a reset, too
             self._reset_at_close(self._client if sock is self._upstream else self._upstream)
             data = b""
-        if self._fate and (sock is self._upstream or not data):
+        if self._fate:  # answered; or the client goes on, and may get no answer before it is done
             self._strike(self._fate)
         elif not data:
             self._let_go()
             self._close(sock)
         elif sock is self._upstream:
             self._from_upstream(data)
-        elif not self._fate:
+        else:
             self._from_client(data)
         self._watch()
 
     def _from_client(self, data: bytes) -> None:
-        for packet, is_request, commits in self._stream.feed(data):
+        packets = list(self._stream.feed(data))
+        for number, (packet, is_request, commits) in enumerate(packets, start=1):
             if commits and (how := self._rule(self, "before-commit")):
                 self._strike(how)
                 return
@@ -184,6 +185,8 @@ class Relay:
             self._unsent[self._upstream] += packet
             if is_request and (how := self._rule(self, "request")):
                 self._fate = how
+                if number < len(packets):
+                    self._strike(how)
                 return
 
     def _from_upstream(self, data: bytes) -> None:

@@ -117,7 +117,8 @@ def test_fails_while_reconnecting(client: Client, backend: Any, script: Any) -> 
         backend.proxy.cut("reset", at="connect")
 
     script.at(1, "connected", cut)
-    assert told(client("GET", "/count/x")) == (200, "3", "recovered")
+    # Where the waiting room pings, it is the ping that can't connect.
+    assert told(client("GET", "/count/x")) in [(200, "2", "recovered"), (200, "3", "recovered")]
 
 
 def test_refused_for_good(client: Client, backend: Any, script: Any) -> None:

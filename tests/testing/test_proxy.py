@@ -388,14 +388,13 @@ def test_packets_may_come_in_pieces(upstream: socket.socket) -> None:
 
 @pytest.mark.parametrize("ended_by", ["answer", "server", "client"])
 def test_cut_at_a_request_waits_for_the_answer(upstream: socket.socket, ended_by: str) -> None:
-    """The fault strikes when the database has answered, or nobody is left to; what the client
-    says meanwhile is not passed on."""
-    request, more = mysql(0, b"\x03INSERT"), mysql(0, b"\x03SELECT")
+    """The fault strikes when the database has answered, or nobody is left to."""
+    request = mysql(0, b"\x03INSERT")
     with FaultProxy(upstream.getsockname(), "mysql") as proxy:
         proxy.cut("reset", 1)
         with dial(proxy) as client, upstream.accept()[0] as server:
             server.settimeout(10)
-            client.sendall(request + more)
+            client.sendall(request)
             with server.makefile("rb") as received:
                 assert received.read(len(request)) == request
                 assert (proxy.faults, proxy.connections) == (0, 1)
@@ -411,6 +410,26 @@ def test_cut_at_a_request_waits_for_the_answer(upstream: socket.socket, ended_by
                     client.recv(1)
             proxy.wait_for_faults(1)
         until(lambda: proxy.connections == 0)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+def test_cut_at_a_request_of_a_client_that_goes_on(upstream: socket.socket, later: bool) -> None:
+    """One that sends more before it is answered is cut then: the database may wait for the rest,
+    which is not passed on."""
+    request, more = mysql(0, b"\x03INSERT"), mysql(0, b"\x03SELECT")
+    with FaultProxy(upstream.getsockname(), "mysql") as proxy:
+        proxy.cut("reset", 1)
+        with dial(proxy) as client, upstream.accept()[0] as server:
+            server.settimeout(10)
+            client.sendall(request if later else request + more)
+            with server.makefile("rb") as received:
+                assert received.read(len(request)) == request
+                if later:
+                    client.sendall(more)
+                assert received.read() == b""
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            proxy.wait_for_faults(1)
 
 
 def test_clear_ends_the_silence_to_come(upstream: socket.socket) -> None:
