@@ -166,6 +166,7 @@ def code_of(exc: BaseException) -> object:
     return None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the cells
 def test_page(seen: Seen, request: pytest.FixtureRequest) -> None:
     """The page tells what was seen, no more and no less."""
     if request.config.getoption("--write-matrix"):
