@@ -264,8 +264,12 @@ class WaitingRooms:
         return room
 
     def _forget_the_calm(self, now: float) -> None:
-        calm = [key for key, room in self.open.items() if room.is_calm(now)]
-        for key in calm:
+        over = [
+            (loop, database)
+            for (loop, database), room in self.open.items()
+            if room.is_calm(now) or getattr(loop, "is_closed", bool)()  # with all that waited in it
+        ]
+        for key in over:
             del self.open[key]
 
     @property

@@ -594,3 +594,19 @@ def test_lock_may_be_taken_again(make):
     other = rooms.arrive()
     rooms.rooms.done(other, 200)
     assert rooms.rooms.closed
+
+
+def test_room_of_a_loop_that_has_ended_is_forgotten(make):
+    """G2: who was left behind in it waits no longer, and takes nobody's place."""
+
+    class Loop:
+        ended = False
+
+        def is_closed(self):
+            return self.ended
+
+    rooms, loop = make(), Loop()
+    rooms.wait(loop=loop)
+    assert rooms.waiting == 1
+    loop.ended = True
+    assert rooms.waiting == 0

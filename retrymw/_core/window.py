@@ -15,8 +15,9 @@ Rules
    requests come out, and by twice as much after each time that this went well. So the smaller of
    two windows grows faster, and the larger one gives up more: processes that share a server come
    to equal shares.
-5. A window that was shut because the database was gone opens for as many as were proven, or for
-   ``_OPENING``, and then for one more with each success, until a refusal says where the end is.
+5. A window that was shut because the database was gone opens for ``_OPENING``, or for as many as
+   were proven if these are fewer, and then for one more with each success, until a refusal says
+   where the end is.
 """
 
 from __future__ import annotations
