@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 
 import click
 
+from benchmarks.slap import slap_command
 from retrymw.testing.servers import MariaDB
 
 __all__ = ["Result", "play", "scripts"]
@@ -110,33 +110,23 @@ def _let_go(scripts: list[subprocess.Popen[str]]) -> list[float]:
 @contextmanager
 def _slap(server: MariaDB) -> Iterator[None]:
     """mariadb-slap has filled the server, and lets go for a moment after eight seconds."""
-    program = shutil.which("mariadb-slap") or shutil.which("mysqlslap")
-    if program is None:
-        raise click.UsageError("mariadb-slap is missing: apt-get install mariadb-client")
-    command = [
-        program,
-        "--no-defaults",
-        f"--host={server.host}",
-        f"--port={server.port}",
-        f"--user={server.user}",
-        f"--password={server.password}",
-        f"--create-schema={server.database}",
-        "--no-drop",
+    command = slap_command(
+        server,
         "--query=SELECT SLEEP(2)",
         f"--concurrency={CLIENTS}",
         f"--number-of-queries={CLIENTS * 4}",
         "--iterations=2",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as slap:
+    )
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as load:
         # It hangs when it has a client that was refused for a second.
-        end = threading.Timer(30, slap.kill)
+        end = threading.Timer(30, load.kill)
         end.start()
         try:
             _wait_until_full(server)
             yield
         finally:
             end.cancel()
-            slap.kill()
+            load.kill()
 
 
 def _wait_until_full(server: MariaDB) -> None:

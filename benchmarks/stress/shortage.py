@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
+from benchmarks.slap import slap_command
 from benchmarks.stress import rows
 from benchmarks.stress.figures import Metrics, latencies, percentile, share, strange, throughput
 from benchmarks.stress.results import Aim, Column, Scenario
 from benchmarks.stress.rows import Row
 from benchmarks.stress.stage import Stage, sleep_until
-from retrymw.testing._process import find_program
 from retrymw.testing.servers import MariaDB
 
 __all__ = ["SHORTAGE", "SLAP"]
@@ -72,21 +72,13 @@ def _play(stage: Stage, row: Row, *, slap: bool) -> Metrics:
 @contextmanager
 def _slap(server: MariaDB) -> Iterator[None]:
     """200 clients of mariadb-slap that reconnect for every statement; again when it gives up."""
-    program = find_program("mariadb-slap", "mariadb-client")
-    command = [
-        str(program),
-        "--no-defaults",
-        f"--host={server.host}",
-        f"--port={server.port}",
-        f"--user={server.user}",
-        f"--password={server.password}",
-        f"--create-schema={server.database}",
-        "--no-drop",
+    command = slap_command(
+        server,
         f"--query=SELECT SLEEP({HOLD})",
         f"--concurrency={CLIENTS}",
         f"--number-of-queries={CLIENTS * 100}",
         "--detach=1",
-    ]
+    )
     stop = threading.Event()
     running: list[subprocess.Popen[bytes]] = []
 
