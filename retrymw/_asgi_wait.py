@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import anyio
-import anyio.lowlevel
 
 from retrymw._asgi_run import Run
 from retrymw._core.policy import is_async

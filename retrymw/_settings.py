@@ -25,6 +25,7 @@ class Settings:
         hooks: what the shell reports to.
         find_endpoint: finds the endpoint of a routed scope or environ.
         max_waiting: the shell's default, used where the policy says None.
+        loop: what stands for the event loop that the shell is called in, if there is one.
 
     Raises:
         TypeError: naming the argument, its value and what is allowed.
@@ -50,6 +51,7 @@ class Settings:
         *,
         find_endpoint: Callable[[Any], object],
         max_waiting: Callable[[Any], int],
+        loop: Callable[[], object] = lambda: None,
     ) -> None:
         if policy is not None and not isinstance(policy, RetryPolicy):
             raise TypeError(
@@ -86,7 +88,7 @@ class Settings:
                     f"hooks has {hook!r}; allowed: functions of a report (no coroutine functions)"
                 )
         self.find_endpoint = find_endpoint
-        self.rooms = WaitingRooms(policy, max_waiting)
+        self.rooms = WaitingRooms(policy, max_waiting, loop)
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:

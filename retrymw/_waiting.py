@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
@@ -49,24 +49,30 @@ class Place(Ticket):
 class WaitingRooms:
     """One room per database that a failure names, one for all else; each event loop has its own.
 
-    Threads may call every method. ``wake`` of a place is called with the lock held. ``loop`` is
-    what asyncio or trio calls it; None under WSGI.
+    Threads may call every method. ``wake`` of a place is called with the lock held.
 
     Args:
         policy: the middleware's.
         most: how many requests may wait where the policy does not say, by the scope or environ of
             one of them.
+        loop: what stands for the event loop that it is called in; None under WSGI.
 
     Attributes:
         open: the rooms that are not calm. While this is empty there is nothing to be told.
         closed: nobody waits any more.
     """
 
-    __slots__ = ("__weakref__", "_lock", "_most", "_policy", "closed", "open")
+    __slots__ = ("__weakref__", "_lock", "_loop", "_most", "_policy", "closed", "open")
 
-    def __init__(self, policy: RetryPolicy, most: Callable[[Any], int]) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        most: Callable[[Any], int],
+        loop: Callable[[], object] = lambda: None,
+    ) -> None:
         self._policy = policy
         self._most = most
+        self._loop = loop
         self._lock = threading.RLock()  # a finaliser, or a signal's handler, may come in
         self.open: dict[tuple[Any, object], Room] = {}
         self.closed = False
@@ -74,16 +80,14 @@ class WaitingRooms:
 
     # Of a request.
 
-    def arrive(self, run: Guest, loop: object = None) -> None:
+    def arrive(self, run: Guest) -> None:
         """Give a new request a place if it is to wait its turn: one that may already be over."""
         route = route_of(run.method, run.path)
         now = monotonic()
         with self._lock:
             self._forget_the_calm(now)
-            for (where, _), room in self.open.items():
-                if where == loop and room.concerns(route):
-                    break
-            else:
+            room = next((room for room in self._rooms_here() if room.concerns(route)), None)
+            if room is None:
                 return
             policy = self._policy
             safe = run.method in SAFE_METHODS and run.method in policy.methods
@@ -101,7 +105,6 @@ class WaitingRooms:
         failure: Failure | None,
         raised: bool,
         status: int | None,
-        loop: object = None,
     ) -> Command:
         """An attempt is over: what to do. Its connections are not back yet."""
         exchange = run.exchange
@@ -109,15 +112,15 @@ class WaitingRooms:
         command = exchange.ended(monotonic(), failure=failure, raised=raised, status=status)
         if len(exchange.failures) == known:
             return command
-        return self._failed(run, exchange.failures[-1], command, loop)
+        return self._failed(run, exchange.failures[-1], command)
 
-    def _failed(self, run: Guest, failure: Failure, command: Command, loop: object) -> Command:
+    def _failed(self, run: Guest, failure: Failure, command: Command) -> Command:
         exchange = run.exchange
         policy = exchange.policy
         now = monotonic()
         with self._lock:
             self._forget_the_calm(now)
-            room = self._room(loop, run.failed_database)
+            room = self._room(run.failed_database)
             place = run.place
             if place is not None and place.room is not room:
                 _wake(place.room.leave(now, place))
@@ -164,7 +167,7 @@ class WaitingRooms:
         with self._lock:
             return _advised(refusal, place.room, now)
 
-    def done(self, run: Guest, status: int | None, loop: object = None) -> None:
+    def done(self, run: Guest, status: int | None) -> None:
         """The app has answered, with that status, and its connections are back."""
         # An answer in spite of a failure, such as what the app had cached, is no success.
         if status is None or status >= 500 or run.exchange.dooms:
@@ -179,8 +182,8 @@ class WaitingRooms:
                     _wake(place.room.worked(now, place, sure=sure))
             elif sure:
                 route = route_of(run.method, run.path)
-                for (where, _), room in self.open.items():
-                    if where == loop and route in room.routes:
+                for room in self._rooms_here():
+                    if route in room.routes:
                         _wake(room.worked(now, None))
             self._forget_the_calm(now)
 
@@ -256,8 +259,12 @@ class WaitingRooms:
         with self._lock:
             return place.room.snapshot(monotonic())
 
-    def _room(self, loop: object, database: object) -> Room:
-        key = (loop, database)
+    def _rooms_here(self) -> Iterator[Room]:
+        here = self._loop()
+        return (room for (loop, _), room in self.open.items() if loop == here)
+
+    def _room(self, database: object) -> Room:
+        key = (self._loop(), database)
         room = self.open.get(key)
         if room is None:
             room = self.open[key] = Room(database, pings=database is not None)

@@ -67,6 +67,7 @@ class RetryMiddleware:
             hooks,
             find_endpoint=find_endpoint or _find_endpoint,
             max_waiting=lambda _: _MAX_WAITING,
+            loop=current_loop,
         )
         if find_endpoint is None:
             warn_of(_SQUASHING, __name__, app)
@@ -78,7 +79,7 @@ class RetryMiddleware:
         rooms = self._settings.rooms
         run = Run(self._settings, scope, receive, send)
         if rooms.open:
-            rooms.arrive(run, current_loop())
+            rooms.arrive(run)
             if run.place is not None and run.place.state != "running":
                 return await self._conclude(run, None, None, receive, send, queued=True)
         error: Exception | None = None
@@ -104,7 +105,7 @@ class RetryMiddleware:
             if run.recording is not None:
                 run.recording.close()
             if rooms.open:
-                rooms.done(run, run.status, current_loop())
+                rooms.done(run, run.status)
             return result
         try:
             return await self._conclude(run, error, result, receive, send)
@@ -201,7 +202,6 @@ class RetryMiddleware:
             failure=None if error is None else classify(error, known=run.attempt.known),
             raised=error is not None,
             status=run.status,
-            loop=current_loop(),
         )
 
     async def _finish(self, run: Run, *, failed: bool) -> None:
@@ -216,7 +216,7 @@ class RetryMiddleware:
             await (undo if failed else release)(run)
             rooms = self._settings.rooms
             if rooms.open and not failed:
-                rooms.done(run, run.status, current_loop())
+                rooms.done(run, run.status)
             self._tell(run)
 
     async def _run_app(self, run: Run) -> Any:

@@ -55,8 +55,9 @@ class Rooms:
 
     def __init__(self, clock, policy, most):
         self._clock = clock
+        self.loop = None
         self.policy = policy
-        self.rooms = WaitingRooms(policy, lambda request: most)
+        self.rooms = WaitingRooms(policy, lambda request: most, lambda: self.loop)
 
     @property
     def now(self):
@@ -72,7 +73,8 @@ class Rooms:
     def fail(self, request=None, failed=NO_SERVER, *, loop=None, raised=True, status=None):
         """An attempt fails; it is not undone yet."""
         request = request or self.request()
-        command = self.rooms.ended(request, failure=failed, raised=raised, status=status, loop=loop)
+        self.loop = loop
+        command = self.rooms.ended(request, failure=failed, raised=raised, status=status)
         return request, command
 
     def wait(self, request=None, failed=NO_SERVER, **more):
@@ -93,7 +95,8 @@ class Rooms:
 
     def arrive(self, *args, loop=None, **more):
         request = self.request(*args, **more)
-        self.rooms.arrive(request, loop)
+        self.loop = loop
+        self.rooms.arrive(request)
         return request
 
     def tick(self, request):
@@ -437,9 +440,11 @@ def test_each_event_loop_has_its_rooms(make):
     one, _ = rooms.wait(loop="one")
     rooms.wait(loop="two")
     assert rooms.arrive(loop="three").place is None
-    rooms.rooms.done(rooms.request(), 200, "two")
+    rooms.loop = "two"
+    rooms.rooms.done(rooms.request(), 200)
     assert one.state == "waiting"
-    rooms.rooms.done(rooms.request(), 200, "one")
+    rooms.loop = "one"
+    rooms.rooms.done(rooms.request(), 200)
     assert one.state == "running"
 
 

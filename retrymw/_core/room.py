@@ -148,10 +148,12 @@ class Room:
             self._is_full = failure.kind == "too-many-connections"
             if self._since is None and self.window.size < 1:
                 self._since = now
-        if ran:
-            self._last_probe = now if failure.kind != "conflict" else -math.inf  # that is an answer
-        if ran and failure.kind != "conflict" and self._pinged_open:
-            self._pings = self._pinged_open = False  # what pings is not what the app needs
+            if ran:
+                self._last_probe = now
+                if self._pinged_open:
+                    self._pings = self._pinged_open = False  # what pings is not what the app needs
+        elif ran:
+            self._last_probe = -math.inf  # it has got an answer
 
     def wait(self, now: float, ticket: Ticket, due: float) -> list[Ticket]:
         """What the ticket did is undone, and it waits: ``due`` is when its own wait is over."""
